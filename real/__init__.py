@@ -1,0 +1,1 @@
+"""The same plans on real devices."""

@@ -1,0 +1,1 @@
+"""What happens when: plans, clusters, planners, the engine and reports."""

@@ -1,0 +1,54 @@
+"""A cluster: which device each rank is, and a fabric that says which links lie between two ranks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import networkx as nx
+import numpy as np
+from numpy.typing import NDArray
+
+from costmodels.specs import DeviceSpec, LinkSpec, StoreSpec
+
+
+class Fabric(Protocol):
+    """Links are integers. Regular fabrics answer by arithmetic and build their graph only when asked."""
+
+    n_ranks: int
+    capacity_B_per_s: NDArray[np.float64]  # (links,), one direction each, at the efficiency large messages reach
+    latency_s: NDArray[np.float64]  # (links,)
+
+    def routes(self, sources: NDArray[np.int64], targets: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Links from sources[i] to targets[i]: array (n, longest route), padded with -1 at the end of a row."""
+
+    def store_routes(self, store: str, ranks: NDArray[np.int64], *, write: bool) -> NDArray[np.int64]:
+        """Links between each rank and a store, the store's own port among them; shape and padding as in `routes`."""
+
+    def node_of(self, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Host of each rank; ranks of one host talk over the intra-node link."""
+
+    def link_name(self, link: int) -> str:
+        """A name for messages and pictures: `gpu 12 -> nvswitch`."""
+
+    def graph(self) -> nx.DiGraph:
+        """Devices, switches and stores as nodes, links as edges with `link`, `capacity_B_per_s` and `latency_s`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Devices and the fabric between them. `device_index[rank]` points into `devices`."""
+
+    name: str
+    devices: tuple[DeviceSpec, ...]
+    device_index: NDArray[np.int64]
+    fabric: Fabric
+    intra: tuple[LinkSpec | None, ...]  # link inside a node, by position in `devices`
+    inter: tuple[LinkSpec | None, ...]  # link of a rank to the network, by position in `devices`
+    stores: Mapping[str, StoreSpec] = field(default_factory=dict)
+
+    @property
+    def n_ranks(self) -> int:
+        return len(self.device_index)
+
+    def device(self, rank: int) -> DeviceSpec:
+        return self.devices[self.device_index[rank]]
