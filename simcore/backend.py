@@ -41,5 +41,7 @@ def open_backend(name: str, scenario: "Scenario") -> Backend:
         if name != "real":
             raise
         advice = "Install it with: pip install 'windtunnel[real]'"
-        raise InputError(f"the {name} backend needs {missing.name}", [Problem("backend", name, "sim", advice)]) from missing
+        raise InputError(
+            f"the {name} backend needs {missing.name}", [Problem("backend", name, "sim", advice)]
+        ) from missing
     return cast(type[Backend], found).from_scenario(scenario)

@@ -1,13 +1,13 @@
 """Every error a user can meet.
 
-    WindtunnelError (ValueError)
-    ├── InputError          a file, an option or a field is wrong; carries every problem found
-    │   ├── ScenarioError   in a scenario
-    │   └── DataError       in a table of measurements or a catalogue entry
-    ├── PlanError           a plan that cannot be what it says (unknown dependency, cycle, rank out of range)
-    ├── DoesNotFit          memory: what is lacking, how much and where
-    ├── CannotRun           this backend cannot run this plan; says what is lacking
-    └── Incomparable        traces of different plans
+WindtunnelError (ValueError)
+├── InputError          a file, an option or a field is wrong; carries every problem found
+│   ├── ScenarioError   in a scenario
+│   └── DataError       in a table of measurements or a catalogue entry
+├── PlanError           a plan that cannot be what it says (unknown dependency, cycle, rank out of range)
+├── DoesNotFit          memory: what is lacking, how much and where
+├── CannotRun           this backend cannot run this plan; says what is lacking
+└── Incomparable        traces of different plans
 """
 
 from costmodels.errors import DataError, InputError, Problem, WindtunnelError

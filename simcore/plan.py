@@ -204,7 +204,9 @@ class Plan:
                 raise PlanError(f"plan format {document['format']} cannot be read; this version reads format {FORMAT}")
             ops = [_op_from_json(row) for row in document["ops"]]
             ids = [row[0] for row in document["tasks"]]
-            tasks = tuple(Task(i, ops[op], tuple(ids[a] for a in after), act) for i, op, after, act in document["tasks"])
+            tasks = tuple(
+                Task(i, ops[op], tuple(ids[a] for a in after), act) for i, op, after, act in document["tasks"]
+            )
             return cls(
                 name=document["name"],
                 n_ranks=document["n_ranks"],
