@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from costmodels.kernels import Kernel
 from simcore.errors import PlanError
-from simcore.files import write_atomically
+from costmodels.files import write_atomically
 
 FORMAT = 1
 

@@ -1,0 +1,344 @@
+"""Where each op of a plan takes place: communicators, classes, and what each of them costs there."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from costmodels.specs import DeviceSpec, Estimate
+from simcore.cluster import Cluster
+from simcore.cost import Demand
+from simcore.grouping import Communicators, Partition, first_members, mix, partition, singletons
+from simcore.plan import Collective, Compute, Op, Plan, Read, Transfer, Write
+from simcore.state import ANSWERED, ASK, COMPUTE, FLOW, JOIN
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+class Costs(Protocol):
+    """What the engine asks of a cost model; `simcore.cost.CostModel` is the one that scenarios use."""
+
+    def compute(self, op: Compute, device: DeviceSpec) -> Estimate: ...
+
+    def demands(self, op: Op, instances: Ints) -> list[Demand]: ...
+
+    def signature(self, instances: Ints) -> Ints: ...
+
+    def link_use(self, op: Op, instances: Ints) -> tuple[Ints, Ints, Floats]:
+        """Links of every instance, in rows (instance, link, bytes over the link per byte of the demand's volume)."""
+
+
+@dataclass(slots=True)
+class Site:
+    """Ops of one placement: the instances they run in, (k, members) ranks."""
+
+    members: Ints
+    communicates: bool
+    skewed: bool
+    roles: Ints
+    ops: list[int] = field(default_factory=list)
+    signature: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A site on classes: its nodes, and rows (class, node) where a class enters and leaves. Nodes count from 0 at each task."""
+
+    n_nodes: int
+    ins: Ints
+    outs: Ints
+    inner: Ints
+
+
+@dataclass(slots=True, kw_only=True)
+class Row:
+    """One node of an op."""
+
+    kind: int
+    work: float = 0.0
+    latency: float = 0.0
+    cap: float = np.inf
+    nbytes: int = 0
+    classes: Sequence[int] = ()
+    links: Mapping[int, float] = field(default_factory=dict)
+    estimate: Estimate | None = None
+    ring: int = 0  # members of an all-reduce that asks for its ring steps
+
+
+@dataclass(slots=True)
+class OpTable:
+    """Every distinct op with its nodes as `rows`; `first_row[op] + j` is node j of the op."""
+
+    ops: list[Op]
+    placed: list[Placed]
+    placed_of_op: Ints
+    stream_of_op: Ints
+    first_row: Ints
+    rows: list[Row]
+
+    @property
+    def n_nodes(self) -> Ints:
+        """(placements,) nodes of a task placed there."""
+        return np.array([p.n_nodes for p in self.placed], dtype=np.int64)
+
+
+def distinct_ops(plan: Plan) -> tuple[list[Op], Ints]:
+    """The plan's op objects, each once, and the position of each task's op among them."""
+    position: dict[int, int] = {}
+    ops: list[Op] = []
+    of_task = np.empty(len(plan.tasks), dtype=np.int64)
+    for t, task in enumerate(plan.tasks):
+        found = position.setdefault(id(task.op), len(ops))
+        if found == len(ops):
+            ops.append(task.op)
+        of_task[t] = found
+    return ops, of_task
+
+
+class Sites:
+    """The placements of a plan's ops, each once."""
+
+    def __init__(self, plan: Plan, ops: Sequence[Op], cost: Costs, *, skew: bool) -> None:
+        self.sites: list[Site] = []
+        self.of_op = np.empty(len(ops), dtype=np.int64)
+        known: dict[object, int] = {}
+        flat = {name: group.ranks().reshape(-1) for name, group in plan.groups.items()}
+        for i, op in enumerate(ops):
+            key = _site_key(op, skew)
+            if key not in known:
+                known[key] = len(self.sites)
+                self.sites.append(_site(plan, op, flat, skew))
+            self.of_op[i] = known[key]
+            self.sites[known[key]].ops.append(i)
+        for site in self.sites:
+            if site.communicates:
+                site.signature = cost.signature(site.members)
+
+
+def _site_key(op: Op, skew: bool) -> object:
+    if isinstance(op, Transfer):
+        return ("transfer", op.source, op.target)
+    if isinstance(op, Collective):
+        return ("collective", op.group, op.along, skew and op.kind == "all_reduce")
+    if isinstance(op, (Read, Write)):
+        return ("store", op.group)
+    return ("compute", op.group)
+
+
+def _site(plan: Plan, op: Op, flat: Mapping[str, Ints], skew: bool) -> Site:
+    if isinstance(op, Transfer):
+        members = np.stack([flat[op.source], flat[op.target]], axis=1)
+        return Site(members, True, False, np.array([1, 2]))
+    if isinstance(op, Collective):
+        members = plan.groups[op.group].instances(op.along)
+        return Site(members, True, skew and op.kind == "all_reduce", np.zeros(members.shape[1], dtype=np.int64))
+    members = flat[op.group][:, None]
+    return Site(members, not isinstance(op, Compute), False, np.zeros(1, dtype=np.int64))
+
+
+@dataclass(frozen=True, slots=True)
+class Disturbed:
+    """What faults touch, as colours that tell apart what they touch differently. `lowest` (links,) is the least capacity."""
+
+    ranks: NDArray[np.uint64]
+    links: NDArray[np.uint64]
+    lowest: Floats
+
+
+class Demands:
+    """Demands of each op in each instance, computed once for instances that are placed alike."""
+
+    def __init__(self, ops: Sequence[Op], sites: Sites, cost: Costs) -> None:
+        self.by_kind: list[list[Demand]] = []
+        self.kind: list[Ints] = []
+        alike = {}
+        for i, op in enumerate(ops):
+            number = int(sites.of_op[i])
+            site = sites.sites[number]
+            if not site.communicates:
+                self.by_kind.append([])
+                self.kind.append(np.empty(0, dtype=np.int64))
+                continue
+            if number not in alike:
+                _, first, inverse = np.unique(site.signature, return_index=True, return_inverse=True)
+                alike[number] = (first, inverse.reshape(-1).astype(np.int64))
+            first, inverse = alike[number]
+            self.by_kind.append(cost.demands(op, site.members[first]))
+            self.kind.append(inverse)
+
+    def of(self, op: int, instance: int) -> Demand:
+        return self.by_kind[op][self.kind[op][instance]]
+
+    def caps(self, op: int) -> Floats:
+        """(k,) rate of each instance alone."""
+        return np.array([d.cap_B_per_s for d in self.by_kind[op]])[self.kind[op]]
+
+
+def contended_uses(
+    ops: Sequence[Op], sites: Sites, demands: Demands, cost: Costs, lowest: Floats
+) -> list[tuple[Ints, Ints, Floats] | None]:
+    """For each op the rows (instance, link, weight) over links that could be asked for more than they carry.
+
+    A link is left out if all that could cross it at one time does not fill it: one op for each placement and stream.
+    """
+    uses: list[tuple[Ints, Ints, Floats] | None] = []
+    peaks: dict[tuple[int, str], Floats] = {}
+    for i, op in enumerate(ops):
+        site = sites.sites[sites.of_op[i]]
+        if not site.communicates or site.skewed:
+            uses.append(None)
+            continue
+        instance, link, weight = cost.link_use(op, site.members)
+        uses.append((instance, link, weight))
+        rate = np.minimum(demands.caps(i), 1e30)[instance] * weight
+        load = np.bincount(link, rate, minlength=len(lowest))
+        key = (int(sites.of_op[i]), op.stream)
+        peaks[key] = np.maximum(peaks[key], load) if key in peaks else load
+    total = np.zeros(len(lowest))
+    for peak in peaks.values():
+        total += peak
+    contended = total > lowest * (1 + 1e-9)
+    return [None if use is None else tuple(column[contended[use[1]]] for column in use) for use in uses]  # type: ignore[misc]
+
+
+def split(
+    plan: Plan, cluster: Cluster, sites: Sites, uses: Sequence[object], disturbed: Disturbed, alone: bool
+) -> Partition:
+    """Classes of ranks, instances and links; `alone` puts every rank by itself."""
+    communicators = []
+    for site in sites.sites:
+        if site.communicates:
+            c = Communicators(site.members, site.roles, site.signature)
+            c.uses = [uses[i] for i in site.ops if uses[i] is not None]  # type: ignore[misc]
+            communicators.append(c)
+    n = plan.n_ranks
+    if alone:
+        return singletons(n, len(disturbed.links), communicators)
+    with np.errstate(over="ignore"):
+        colour = mix(cluster.device_index[:n]) + mix(disturbed.ranks[:n])
+        for i, group in enumerate(plan.groups.values()):
+            colour[group.ranks().reshape(-1)] += mix(i + 1)
+        links = mix(cluster.fabric.capacity_B_per_s.view(np.int64)) + mix(disturbed.links)
+    return partition(mix(colour), links, communicators)
+
+
+def op_table(
+    ops: list[Op],
+    sites: Sites,
+    demands: Demands,
+    uses: Sequence[object],
+    classes: Partition,
+    cluster: Cluster,
+    cost: Costs,
+) -> OpTable:
+    """Nodes of every op on the classes of `classes`."""
+    placed, instance_classes, position = [], [], 0
+    for site in sites.sites:
+        found = np.empty(0, dtype=np.int64)
+        if site.communicates:
+            found = classes.instances[position]
+            position += 1
+        placed.append(_place(site, found, classes.ranks))
+        instance_classes.append(found)
+    streams = {name: i for i, name in enumerate(dict.fromkeys(op.stream for op in ops))}
+    is_first = _first_of(classes.links)
+    devices = _devices(classes, cluster)
+    rows: list[Row] = []
+    first_row = np.empty(len(ops), dtype=np.int64)
+    for i, op in enumerate(ops):
+        first_row[i] = len(rows)
+        site, of_instance = sites.sites[sites.of_op[i]], instance_classes[sites.of_op[i]]
+        if isinstance(op, Compute):
+            rows += [_compute_row(op, c, devices[c], cost) for c in placed[sites.of_op[i]].ins[:, 0].tolist()]
+            continue
+        links = _links_by_class(uses[i], of_instance, is_first, classes.links)
+        for j, instance in enumerate(first_members(of_instance)):
+            rows += _flow_rows(
+                op, site, demands.of(i, instance), classes.ranks[site.members[instance]], links.get(j, {})
+            )
+    return OpTable(
+        ops=ops,
+        placed=placed,
+        placed_of_op=sites.of_op,
+        stream_of_op=np.array([streams[op.stream] for op in ops], dtype=np.int64),
+        first_row=first_row,
+        rows=rows,
+    )
+
+
+def _devices(classes: Partition, cluster: Cluster) -> list[DeviceSpec]:
+    return [cluster.device(rank) for rank in first_members(classes.ranks)]
+
+
+def _first_of(numbers: Ints) -> NDArray[np.bool_]:
+    first = np.zeros(len(numbers), dtype=bool)
+    first[first_members(numbers)] = True
+    return first
+
+
+def _place(site: Site, of_instance: Ints, of_rank: Ints) -> Placed:
+    empty = np.empty((0, 2), dtype=np.int64)
+    if not site.communicates:
+        classes = np.unique(of_rank[site.members[:, 0]])
+        rows = np.stack([classes, np.arange(len(classes))], axis=1)
+        return Placed(len(classes), rows, rows, empty)
+    representatives = first_members(of_instance)
+    members = of_rank[site.members[representatives]]
+    if site.skewed:
+        return _place_skewed(members)
+    number = np.repeat(np.arange(len(representatives)), members.shape[1])
+    rows = np.unique(np.stack([members.ravel(), number], axis=1), axis=0)
+    return Placed(len(representatives), rows, rows, empty)
+
+
+def _place_skewed(members: Ints) -> Placed:
+    """A node that asks, then one for each member's arrival, then one for each member's end; every rank is its own class."""
+    k, m = members.shape
+    base = (np.arange(k) * (2 * m + 1))[:, None]
+    arrive, depart = base + 1 + np.arange(m), base + 1 + m + np.arange(m)
+    inner = np.stack([arrive.ravel(), np.broadcast_to(base, (k, m)).ravel()], axis=1)
+    ins, outs = (np.stack([members.ravel(), x.ravel()], axis=1) for x in (arrive, depart))
+    return Placed(k * (2 * m + 1), ins, outs, inner)
+
+
+def _compute_row(op: Compute, c: int, device: DeviceSpec, cost: Costs) -> Row:
+    estimate = cost.compute(op, device)
+    return Row(kind=COMPUTE, work=estimate.seconds, classes=(c,), estimate=estimate)
+
+
+def _flow_rows(op: Op, site: Site, demand: Demand, classes: Ints, links: Mapping[int, float]) -> list[Row]:
+    repeat = getattr(op, "repeat", 1)
+    row = Row(
+        kind=ASK if site.skewed else FLOW,
+        work=repeat * demand.volume_B,
+        latency=repeat * demand.latency_s,
+        cap=demand.cap_B_per_s,
+        nbytes=repeat * demand.nbytes,
+        classes=tuple(dict.fromkeys(classes.tolist())),
+        links=links,
+        estimate=demand.estimate,
+    )
+    if not site.skewed:
+        return [row]
+    row.ring = len(classes)
+    arrivals = [Row(kind=JOIN, classes=(c,)) for c in classes.tolist()]
+    return [row, *arrivals, *(Row(kind=ANSWERED, nbytes=row.nbytes, classes=(c,)) for c in classes.tolist())]
+
+
+def _links_by_class(
+    use: object, of_instance: Ints, is_first: NDArray[np.bool_], of_link: Ints
+) -> dict[int, dict[int, float]]:
+    """For each class of instances the classes of links it crosses, with the weight that the whole class puts on one of them."""
+    out: dict[int, dict[int, float]] = {}
+    if use is None:
+        return out
+    instance, link, weight = use  # type: ignore[misc]
+    seen = is_first[link]
+    columns = (of_instance[instance[seen]], of_link[link[seen]], weight[seen])
+    for j, number, w in zip(*(c.tolist() for c in columns), strict=True):
+        row = out.setdefault(j, {})
+        row[number] = row.get(number, 0.0) + w
+    return out

@@ -1,0 +1,30 @@
+"""Types of the scenario's fields: quantities with units in YAML, SI floats in code."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+
+from costmodels.errors import DataError
+from costmodels.units import EXAMPLES, parse
+
+
+def _reader(dimension: str) -> Callable[[object], float]:
+    def read(given: object) -> float:
+        try:
+            return parse(given, dimension)
+        except DataError as error:
+            raise ValueError(f"must be a quantity such as {EXAMPLES[dimension]}") from error
+
+    return read
+
+
+def _schema(dimension: str) -> dict[str, object]:
+    return {"anyOf": [{"type": "string"}, {"type": "number"}], "type": None, "examples": [EXAMPLES[dimension]]}
+
+
+Bytes = Annotated[float, BeforeValidator(_reader("bytes")), Field(ge=0, json_schema_extra=_schema("bytes"))]
+Seconds = Annotated[float, BeforeValidator(_reader("seconds")), Field(ge=0, json_schema_extra=_schema("seconds"))]
+BytesPerSecond = Annotated[
+    float, BeforeValidator(_reader("bytes_per_second")), Field(gt=0, json_schema_extra=_schema("bytes_per_second"))
+]
