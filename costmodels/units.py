@@ -1,4 +1,4 @@
-"""Quantities with units, as people write them in YAML: "80 GiB", "200 Gbit/s", "35 us", "312 Tflop/s". GB is not GiB, bit is not byte."""
+"""Quantities with units, as people write them in YAML: "80 GiB", "200 Gbit/s", "35 us". GB is not GiB, bit is not byte."""
 
 import re
 from functools import lru_cache
@@ -99,8 +99,7 @@ def _with_pint(text: str, dimension: str, problem: Problem) -> float:
         raise DataError("not a quantity", [problem])
     registry = _registry()
     try:
-        quantity = registry.Quantity(text)
-        return float(quantity.to(BASE[dimension]).magnitude)
+        return float(registry.Quantity(text).to(BASE[dimension]).magnitude)
     except (pint.PintError, ValueError, TypeError, AttributeError, ArithmeticError, SyntaxError, TokenError):
         raise DataError("not a quantity", [problem]) from None
 

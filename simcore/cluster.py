@@ -2,21 +2,30 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
 from costmodels.specs import DeviceSpec, LinkSpec, StoreSpec
 
+if TYPE_CHECKING:
+    import networkx as nx
+
 
 class Fabric(Protocol):
     """Links are integers. Regular fabrics answer by arithmetic and build their graph only when asked."""
 
-    n_ranks: int
-    capacity_B_per_s: NDArray[np.float64]  # (links,), one direction each, at the efficiency large messages reach
-    latency_s: NDArray[np.float64]  # (links,)
+    @property
+    def n_ranks(self) -> int: ...
+
+    @property
+    def capacity_B_per_s(self) -> NDArray[np.float64]:
+        """(links,), one direction each, at the efficiency large messages reach."""
+
+    @property
+    def latency_s(self) -> NDArray[np.float64]:
+        """(links,)"""
 
     def routes(self, sources: NDArray[np.int64], targets: NDArray[np.int64]) -> NDArray[np.int64]:
         """Links from sources[i] to targets[i]: array (n, longest route), padded with -1 at the end of a row."""
@@ -27,10 +36,21 @@ class Fabric(Protocol):
     def node_of(self, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
         """Host of each rank; ranks of one host talk over the intra-node link."""
 
+    def intra_ports(self, ranks: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Links out of and into each rank inside its host."""
+
+    def net_ports(self, ranks: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Links out of each rank to the network and from it."""
+
+    def core_links(
+        self, sources: NDArray[np.int64], targets: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Uplink and downlink of the core between two ranks, -1 where there is none."""
+
     def link_name(self, link: int) -> str:
         """A name for messages and pictures: `gpu 12 -> nvswitch`."""
 
-    def graph(self) -> nx.DiGraph:
+    def graph(self) -> "nx.DiGraph[Any]":
         """Devices, switches and stores as nodes, links as edges with `link`, `capacity_B_per_s` and `latency_s`."""
 
 
@@ -51,4 +71,4 @@ class Cluster:
         return len(self.device_index)
 
     def device(self, rank: int) -> DeviceSpec:
-        return self.devices[self.device_index[rank]]
+        return self.devices[int(self.device_index[rank])]

@@ -2,21 +2,221 @@
 
 from dataclasses import dataclass
 
-from costmodels.specs import Estimate
+import numpy as np
+from numpy.typing import NDArray
+
+from costmodels import compute, measured
+from costmodels.collectives import Choice, Shape, best
+from costmodels.specs import DeviceSpec, Estimate, LinkSpec
+from costmodels.storage import demand as store_demand
+from simcore.cluster import Cluster
+from simcore.plan import Collective, Compute, Op, Read, Transfer, Write
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
     """What one instance of a transfer, collective, read or write asks of the network.
 
-    Alone it takes latency_s + volume_B / cap_B_per_s. While it runs at rate r (bytes of `volume_B` per second, r <= cap) it
-    uses weight * r of the capacity of each link in `links`, ((link, weight), ...).
-    `nbytes` is what one rank sends and receives.
+    Alone it takes latency_s + volume_B / cap_B_per_s. `node_weight` and `net_weight` are bytes over the ports inside the host and
+    to the network for each byte of volume. `nbytes` is what one rank sends and receives.
     """
 
     latency_s: float
     volume_B: float
     cap_B_per_s: float
-    links: tuple[tuple[int, float], ...]
     nbytes: int
     estimate: Estimate
+    node_weight: float = 0.0
+    net_weight: float = 0.0
+
+
+class CostModel:
+    """Costs on one cluster."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self._computed: dict[tuple[object, str], Estimate] = {}
+        self._demands: dict[tuple[object, bytes], Demand] = {}
+
+    def compute(self, op: Compute, device: DeviceSpec) -> Estimate:
+        """All kernels of the op, one after the other; as uncertain as the worst of them."""
+        key = (op.kernels, device.name)
+        if key not in self._computed:
+            self._computed[key] = _together([compute.estimate(k, device) for k in op.kernels])
+        return self._computed[key]
+
+    def signature(self, instances: Ints) -> Ints:
+        """(k,) equal numbers for instances (k, members) of which every member has the same device and stands alike to the others.
+
+        Members are alike if they are on the same host as the one before, and if so at the same distance from the first.
+        """
+        node = self.cluster.fabric.node_of(instances)
+        kinds = self.cluster.device_index[instances]
+        same_host = node[:, :, None] == node[:, None, :1] if instances.shape[1] <= 2 else None
+        steps = np.diff(node, axis=1, prepend=node[:, :1]) == 0
+        columns = [kinds, steps.astype(np.int64)]
+        if same_host is not None:
+            columns.append(same_host[:, :, 0].astype(np.int64))
+        table = np.concatenate(columns, axis=1)
+        return np.asarray(np.unique(table, axis=0, return_inverse=True)[1].reshape(-1), dtype=np.int64)
+
+    def demands(self, op: Op, instances: Ints) -> list[Demand]:
+        """One for each row of `instances`: (k, members) of a collective, (k, 2) source and target, (k, 1) of a read or write."""
+        if isinstance(op, Collective):
+            return [self._collective(op, row) for row in instances]
+        if isinstance(op, Transfer):
+            return [self._transfer(op, row) for row in instances]
+        assert isinstance(op, (Read, Write))
+        return [self._storage(op, int(row[0])) for row in instances]
+
+    def _collective(self, op: Collective, members: Ints) -> Demand:
+        shape, link = self._shape(members)
+        choice = best(op.kind, float(op.nbytes), op.dtype, shape)
+        if link is not None and link.measured:
+            known = measured.link_seconds(link, op.kind, shape.size, op.nbytes)
+            if known is not None:
+                return _as_measured(choice, known, op.nbytes, link)
+        estimate = Estimate(
+            seconds=choice.seconds, method="closed_form", source=f"{choice.algorithm}, {_named(link)}", error=0.25
+        )
+        return Demand(
+            latency_s=choice.latency_s,
+            volume_B=choice.volume_B,
+            cap_B_per_s=choice.cap_B_per_s,
+            nbytes=op.nbytes,
+            estimate=estimate,
+            node_weight=choice.node_weight,
+            net_weight=choice.net_weight,
+        )
+
+    def _shape(self, members: Ints) -> tuple[Shape, LinkSpec | None]:
+        """Where the members are, and the slowest link that they need."""
+        fabric, kinds = self.cluster.fabric, np.unique(self.cluster.device_index[members])
+        node = fabric.node_of(members)
+        counts = np.unique(node, return_counts=True)[1]
+        near = [link for k in kinds if (link := self.cluster.intra[k]) is not None] if counts.max() > 1 else []
+        far = [link for k in kinds if (link := self.cluster.inter[k]) is not None] if len(counts) > 1 else []
+        shape = Shape(
+            size=len(members),
+            nodes=len(counts),
+            rails=float(counts.min()),
+            node_B_per_s=min((x.B_per_s * x.efficiency for x in near), default=np.inf),
+            net_B_per_s=self._slowest_port(members) if far else np.inf,
+            node_s=max((x.latency_s for x in near), default=0.0),
+            net_s=max((x.latency_s for x in far), default=0.0),
+            in_switch=len(counts) == 1 and bool(near) and all(x.switched and x.reduces_in_network for x in near),
+        )
+        return shape, min([*near, *far], key=lambda x: x.B_per_s * x.efficiency, default=None)
+
+    def _slowest_port(self, members: Ints) -> float:
+        out, into = self.cluster.fabric.net_ports(members)
+        capacity = self.cluster.fabric.capacity_B_per_s
+        return float(min(capacity[out].min(), capacity[into].min()))
+
+    def _transfer(self, op: Transfer, pair: Ints) -> Demand:
+        route = self.cluster.fabric.routes(pair[:1], pair[1:])[0]
+        route = route[route >= 0]
+        if len(route) == 0:
+            estimate = Estimate(seconds=0.0, method="closed_form", source="a rank to itself")
+            return Demand(latency_s=0.0, volume_B=0.0, cap_B_per_s=np.inf, nbytes=op.nbytes, estimate=estimate)
+        latency = float(self.cluster.fabric.latency_s[route].sum())
+        rate = float(self.cluster.fabric.capacity_B_per_s[route].min())
+        near = self.cluster.fabric.node_of(pair[:1])[0] == self.cluster.fabric.node_of(pair[1:])[0]
+        link = (self.cluster.intra if near else self.cluster.inter)[self.cluster.device_index[pair[0]]]
+        if link is not None and link.measured:
+            known = measured.link_seconds(link, "send_recv", 2, op.nbytes)
+            if known is not None:
+                estimate = Estimate(seconds=known, method="measured", source=f"{link.name}, calibrated")
+                return Demand(latency_s=known, volume_B=0.0, cap_B_per_s=rate, nbytes=op.nbytes, estimate=estimate)
+        estimate = Estimate(seconds=latency + op.nbytes / rate, method="closed_form", source=_named(link), error=0.25)
+        return Demand(
+            latency_s=latency, volume_B=float(op.nbytes), cap_B_per_s=rate, nbytes=op.nbytes, estimate=estimate
+        )
+
+    def _storage(self, op: Read | Write, rank: int) -> Demand:
+        store = self.cluster.stores[op.store]
+        write = isinstance(op, Write)
+        alone = store_demand(store, op.requests, op.streams, write=write)
+        route = self.cluster.fabric.store_routes(op.store, np.array([rank]), write=write)[0]
+        rate = min(alone.cap_B_per_s, float(self.cluster.fabric.capacity_B_per_s[route[route >= 0]].min()))
+        estimate = Estimate(
+            seconds=alone.latency_s + op.nbytes / rate, method="closed_form", source=store.name, error=0.3
+        )
+        return Demand(
+            latency_s=alone.latency_s, volume_B=float(op.nbytes), cap_B_per_s=rate, nbytes=op.nbytes, estimate=estimate
+        )
+
+    def link_use(self, op: Op, instances: Ints) -> tuple[Ints, Ints, Floats]:
+        """Rows (instance, link, bytes over the link per byte of the demand's volume) for every instance."""
+        number = np.arange(len(instances))
+        if isinstance(op, Collective):
+            return self._collective_links(op, instances)
+        if isinstance(op, Transfer):
+            routes = self.cluster.fabric.routes(instances[:, 0], instances[:, 1])
+        else:
+            assert isinstance(op, (Read, Write))
+            routes = self.cluster.fabric.store_routes(op.store, instances[:, 0], write=isinstance(op, Write))
+        real = routes >= 0
+        return np.broadcast_to(number[:, None], routes.shape)[real], routes[real], np.ones(int(real.sum()))
+
+    def _collective_links(self, op: Collective, instances: Ints) -> tuple[Ints, Ints, Floats]:
+        """Ports of every member, and the core between those that follow each other on different leaves."""
+        _, first, alike = np.unique(self.signature(instances), return_index=True, return_inverse=True)
+        demands = self.demands(op, instances[first])
+        node_weight = np.array([d.node_weight for d in demands])[alike.reshape(-1)]
+        net_weight = np.array([d.net_weight for d in demands])[alike.reshape(-1)]
+        fabric, ranks = self.cluster.fabric, instances.ravel()
+        rows = np.repeat(np.arange(len(instances)), instances.shape[1])
+        up, down = fabric.core_links(ranks, np.roll(instances, -1, axis=1).ravel())
+        near, far = fabric.intra_ports(ranks), fabric.net_ports(ranks)
+        links = np.concatenate([*near, *far, up, down])
+        weights = np.concatenate([node_weight[rows]] * 2 + [net_weight[rows]] * 4)
+        rows = np.tile(rows, 6)
+        used = (links >= 0) & (weights > 0)
+        return _summed(rows[used], links[used], weights[used], len(fabric.capacity_B_per_s))
+
+
+def _summed(rows: Ints, links: Ints, weights: Floats, n_links: int) -> tuple[Ints, Ints, Floats]:
+    """Equal (row, link) once, with the sum of its weights."""
+    code, inverse = np.unique(rows * n_links + links, return_inverse=True)
+    total = np.bincount(inverse.reshape(-1), weights, minlength=len(code)).astype(np.float64)
+    return code // n_links, code % n_links, total
+
+
+def _named(link: LinkSpec | None) -> str:
+    return link.name if link is not None else "no link"
+
+
+def _as_measured(choice: Choice, known_s: float, nbytes: int, link: LinkSpec) -> Demand:
+    """The measured time, as volume where there is bandwidth to share."""
+    latency = min(choice.latency_s, known_s)
+    rate = choice.volume_B / (known_s - latency) if known_s > latency and choice.volume_B else choice.cap_B_per_s
+    return Demand(
+        latency_s=latency,
+        volume_B=choice.volume_B if known_s > latency else 0.0,
+        cap_B_per_s=rate,
+        nbytes=nbytes,
+        estimate=Estimate(seconds=known_s, method="measured", source=f"{link.name}, calibrated"),
+        node_weight=choice.node_weight,
+        net_weight=choice.net_weight,
+    )
+
+
+def _together(parts: list[Estimate]) -> Estimate:
+    total = sum(p.seconds for p in parts)
+    order = ("measured", "fitted", "closed_form", "roofline")
+    worst = max(parts, key=lambda p: order.index(p.method), default=None)
+    if worst is None:
+        return Estimate(seconds=0.0, method="closed_form", source="nothing to do")
+    extrapolated = next((p for p in parts if p.extrapolated), None)
+    errors = [p.error * p.seconds for p in parts if p.error is not None]
+    return Estimate(
+        seconds=total,
+        method=worst.method,
+        source=(extrapolated or worst).source,
+        error=sum(errors) / total if total else None,
+        extrapolated=extrapolated is not None,
+    )

@@ -114,9 +114,9 @@ def _state(
         work=np.array([r.work for r in rows], dtype=np.float64)[of_node],
         latency=np.array([r.latency for r in rows], dtype=np.float64)[of_node],
         cap=np.array([r.cap for r in rows], dtype=np.float64)[of_node],
-        members=tuple(members.take(of_node)[0]),
+        members=members.take(of_node)[0],
         edges=(edge_rows.ptr, edge_rows.values, weights[positions]),
-        successors=tuple(program.successors),
+        successors=program.successors,
         slowdown=slowdown,
         capacity=capacity,
         fifo=fifo,
@@ -188,23 +188,23 @@ def _iterations(
         while True:
             why = advance(state, env.peek(), EVENTS_AT_A_TIME)
             if progress is not None:
-                progress((i + int(state.count[FINISHED]) / total) / rounds, f"iteration {i + 1} of {rounds}")
+                progress((i + int(state.counts[FINISHED]) / total) / rounds, f"iteration {i + 1} of {rounds}")
             if why == QUESTION:
                 _answer(world.prepared, state)
             if why in (IDLE, REACHED):
                 yield env.timeout(float(state.clock[0]) - env.now)
             if why == IDLE:
-                if state.count[FINISHED] == total or env.peek() == float("inf"):
+                if state.counts[FINISHED] == total or env.peek() == float("inf"):
                     break
                 yield env.timeout(env.peek() - env.now)  # stalled until something changes, say a link comes back
         played.append(Played(state.nodes["start"], state.nodes["end"]))
-        if state.count[FINISHED] < total:
+        if state.counts[FINISHED] < total:
             return
 
 
 def _answer(prepared: Prepared, state: State) -> None:
     """Ring steps from the members' own arrivals, for an all-reduce that asked; the steps share its latency and volume evenly."""
-    node = int(state.count[ASKED])
+    node = int(state.counts[ASKED])
     row = prepared.table.rows[prepared.program.table_row[node]]
     arrivals = np.arange(node + 1, node + 1 + row.ring)
     arrival_s, steps = state.nodes["end"][arrivals], 2 * (row.ring - 1)

@@ -23,8 +23,8 @@ def mark(s: State, link: int) -> None:
     if s.links[link].is_dirty:
         return
     s.links[link].is_dirty = 1
-    key, i = s.links[link].level, s.count[N_DIRTY]
-    s.count[N_DIRTY] += 1
+    key, i = s.links[link].level, s.counts[N_DIRTY]
+    s.counts[N_DIRTY] += 1
     while i > 0 and s.dirty[(i - 1) >> 1].key > key:
         s.dirty[i].link, s.dirty[i].key = s.dirty[(i - 1) >> 1].link, s.dirty[(i - 1) >> 1].key
         i = (i - 1) >> 1
@@ -33,10 +33,10 @@ def mark(s: State, link: int) -> None:
 
 @compiled
 def _pop_dirty(s: State) -> int:
-    link = s.dirty[0].link
+    link: int = s.dirty[0].link
     s.links[link].is_dirty = 0
-    s.count[N_DIRTY] -= 1
-    n = s.count[N_DIRTY]
+    s.counts[N_DIRTY] -= 1
+    n = s.counts[N_DIRTY]
     moved, key, i = s.dirty[n].link, s.dirty[n].key, 0
     while 2 * i + 1 < n:
         child = 2 * i + 1
@@ -55,8 +55,8 @@ def touch(s: State, flow: int) -> None:
     """The rate of `flow` has to be computed again."""
     if not s.nodes[flow].is_touched:
         s.nodes[flow].is_touched = 1
-        s.touched[s.count[N_TOUCHED]] = flow
-        s.count[N_TOUCHED] += 1
+        s.touched[s.counts[N_TOUCHED]] = flow
+        s.counts[N_TOUCHED] += 1
 
 
 @compiled
@@ -126,7 +126,7 @@ def _water_level(s: State, link: int) -> float:
                 s.scratch[kept].rate, s.scratch[kept].weight = s.scratch[i].rate, s.scratch[i].weight
                 kept += 1
         if kept == n:
-            return max(level, 0.0)
+            return level if level > 0.0 else 0.0
         if kept == 0:
             return np.inf
         n = kept
@@ -155,7 +155,7 @@ def _spread(s: State, link: int, old: float) -> None:
 @compiled
 def settle(s: State) -> None:
     """Make every link consistent and give every touched flow its rate and its time of arrival."""
-    while s.count[N_DIRTY] > 0:
+    while s.counts[N_DIRTY] > 0:
         link = _pop_dirty(s)
         old, new = s.links[link].level, _water_level(s, link)
         if old == new or abs(new - old) <= ROUNDING * min(new, old):
@@ -163,12 +163,12 @@ def settle(s: State) -> None:
         s.links[link].level = new
         _spread(s, link, old)
     now = s.clock[0]
-    for i in range(s.count[N_TOUCHED]):
+    for i in range(s.counts[N_TOUCHED]):
         flow = s.touched[i]
         s.nodes[flow].is_touched = 0
         if s.nodes[flow].phase == RUNNING:
             set_rate(s, flow, s.nodes[flow].low, now)
-    s.count[N_TOUCHED] = 0
+    s.counts[N_TOUCHED] = 0
 
 
 @compiled

@@ -6,7 +6,9 @@ from simcore.state import HEAPED, ORDER, State
 
 @compiled
 def _before(s: State, a: int, b: int) -> bool:
-    return s.nodes[a].due < s.nodes[b].due or (s.nodes[a].due == s.nodes[b].due and s.nodes[a].order < s.nodes[b].order)
+    if s.nodes[a].due != s.nodes[b].due:
+        return bool(s.nodes[a].due < s.nodes[b].due)
+    return bool(s.nodes[a].order < s.nodes[b].order)
 
 
 @compiled
@@ -24,7 +26,7 @@ def _up(s: State, node: int, i: int) -> None:
 
 @compiled
 def _down(s: State, node: int, i: int) -> None:
-    n = s.count[HEAPED]
+    n = s.counts[HEAPED]
     while True:
         child = 2 * i + 1
         if child >= n:
@@ -52,10 +54,10 @@ def schedule(s: State, node: int, due: float) -> None:
             _down(s, node, s.nodes[node].slot)
         return
     s.nodes[node].due = due
-    s.nodes[node].order = s.count[ORDER]
-    s.count[ORDER] += 1
-    s.count[HEAPED] += 1
-    _up(s, node, s.count[HEAPED] - 1)
+    s.nodes[node].order = s.counts[ORDER]
+    s.counts[ORDER] += 1
+    s.counts[HEAPED] += 1
+    _up(s, node, s.counts[HEAPED] - 1)
 
 
 @compiled
@@ -65,8 +67,8 @@ def unschedule(s: State, node: int) -> None:
     if i < 0:
         return
     s.nodes[node].slot = -1
-    s.count[HEAPED] -= 1
-    last = s.heap[s.count[HEAPED]]
+    s.counts[HEAPED] -= 1
+    last = s.heap[s.counts[HEAPED]]
     if last != node:
         if _before(s, last, node):
             _up(s, last, i)

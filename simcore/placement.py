@@ -16,6 +16,8 @@ from simcore.state import ANSWERED, ASK, COMPUTE, FLOW, JOIN
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Use = tuple[Ints, Ints, Floats]
+"""Rows (instance, link, weight)."""
 
 
 class Costs(Protocol):
@@ -170,21 +172,19 @@ class Demands:
             self.kind.append(inverse)
 
     def of(self, op: int, instance: int) -> Demand:
-        return self.by_kind[op][self.kind[op][instance]]
+        return self.by_kind[op][int(self.kind[op][instance])]
 
     def caps(self, op: int) -> Floats:
         """(k,) rate of each instance alone."""
         return np.array([d.cap_B_per_s for d in self.by_kind[op]])[self.kind[op]]
 
 
-def contended_uses(
-    ops: Sequence[Op], sites: Sites, demands: Demands, cost: Costs, lowest: Floats
-) -> list[tuple[Ints, Ints, Floats] | None]:
+def contended_uses(ops: Sequence[Op], sites: Sites, demands: Demands, cost: Costs, lowest: Floats) -> list[Use | None]:
     """For each op the rows (instance, link, weight) over links that could be asked for more than they carry.
 
     A link is left out if all that could cross it at one time does not fill it: one op for each placement and stream.
     """
-    uses: list[tuple[Ints, Ints, Floats] | None] = []
+    uses: list[Use | None] = []
     peaks: dict[tuple[int, str], Floats] = {}
     for i, op in enumerate(ops):
         site = sites.sites[sites.of_op[i]]
@@ -194,25 +194,30 @@ def contended_uses(
         instance, link, weight = cost.link_use(op, site.members)
         uses.append((instance, link, weight))
         rate = np.minimum(demands.caps(i), 1e30)[instance] * weight
-        load = np.bincount(link, rate, minlength=len(lowest))
+        load = np.bincount(link, rate, minlength=len(lowest)).astype(np.float64)
         key = (int(sites.of_op[i]), op.stream)
         peaks[key] = np.maximum(peaks[key], load) if key in peaks else load
     total = np.zeros(len(lowest))
     for peak in peaks.values():
         total += peak
     contended = total > lowest * (1 + 1e-9)
-    return [None if use is None else tuple(column[contended[use[1]]] for column in use) for use in uses]  # type: ignore[misc]
+    return [None if use is None else _only(use, contended[use[1]]) for use in uses]
+
+
+def _only(use: Use, kept: NDArray[np.bool_]) -> Use:
+    instance, link, weight = use
+    return instance[kept], link[kept], weight[kept]
 
 
 def split(
-    plan: Plan, cluster: Cluster, sites: Sites, uses: Sequence[object], disturbed: Disturbed, alone: bool
+    plan: Plan, cluster: Cluster, sites: Sites, uses: Sequence[Use | None], disturbed: Disturbed, alone: bool
 ) -> Partition:
     """Classes of ranks, instances and links; `alone` puts every rank by itself."""
     communicators = []
     for site in sites.sites:
         if site.communicates:
             c = Communicators(site.members, site.roles, site.signature)
-            c.uses = [uses[i] for i in site.ops if uses[i] is not None]  # type: ignore[misc]
+            c.uses = [use for i in site.ops if (use := uses[i]) is not None]
             communicators.append(c)
     n = plan.n_ranks
     if alone:
@@ -229,7 +234,7 @@ def op_table(
     ops: list[Op],
     sites: Sites,
     demands: Demands,
-    uses: Sequence[object],
+    uses: Sequence[Use | None],
     classes: Partition,
     cluster: Cluster,
     cost: Costs,
@@ -329,13 +334,13 @@ def _flow_rows(op: Op, site: Site, demand: Demand, classes: Ints, links: Mapping
 
 
 def _links_by_class(
-    use: object, of_instance: Ints, is_first: NDArray[np.bool_], of_link: Ints
+    use: Use | None, of_instance: Ints, is_first: NDArray[np.bool_], of_link: Ints
 ) -> dict[int, dict[int, float]]:
     """For each class of instances the classes of links it crosses, with the weight that the whole class puts on one of them."""
     out: dict[int, dict[int, float]] = {}
     if use is None:
         return out
-    instance, link, weight = use  # type: ignore[misc]
+    instance, link, weight = use
     seen = is_first[link]
     columns = (of_instance[instance[seen]], of_link[link[seen]], weight[seen])
     for j, number, w in zip(*(c.tolist() for c in columns), strict=True):

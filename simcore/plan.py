@@ -19,9 +19,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from costmodels.files import write_atomically
 from costmodels.kernels import Kernel
 from simcore.errors import PlanError
-from costmodels.files import write_atomically
 
 FORMAT = 1
 

@@ -73,7 +73,7 @@ def _vacate(s: State, node: int, c: int) -> None:
 def _move(s: State, node: int) -> None:
     """The latency is over: the volume starts."""
     s.nodes[node].phase, s.nodes[node].since = RUNNING, s.clock[0]
-    if s.count[FIFO]:
+    if s.counts[FIFO]:
         enqueue(s, node)
     elif s.nodes[node].left == 0.0 or s.nodes[node].edge_from == s.nodes[node].edge_to:
         set_rate(s, node, s.nodes[node].cap, s.clock[0])
@@ -114,7 +114,7 @@ def _start(s: State, node: int) -> None:
 @compiled
 def _finish(s: State, node: int) -> None:
     s.nodes[node].phase, s.nodes[node].end = DONE, s.clock[0]
-    s.count[FINISHED] += 1
+    s.counts[FINISHED] += 1
     if s.nodes[node].kind == COMPUTE:
         _vacate(s, node, s.members[s.nodes[node].member_from])
     elif s.nodes[node].kind == FLOW:
@@ -129,7 +129,7 @@ def _finish(s: State, node: int) -> None:
 
 @compiled
 def _release_links(s: State, node: int) -> None:
-    if s.count[FIFO]:
+    if s.counts[FIFO]:
         dequeue(s, node)
     elif s.nodes[node].work > 0.0:
         leave(s, node)
@@ -148,10 +148,10 @@ def begin(s: State, at_s: float) -> None:
 def advance(s: State, until_s: float, max_events: int) -> int:
     """Play events up to and including time `until_s`; returns why it stopped."""
     for _ in range(max_events):
-        n = s.count[HEAPED]
-        if s.count[N_DIRTY] + s.count[N_TOUCHED] > 0 and (n == 0 or s.nodes[s.heap[0]].due > s.clock[0]):
+        n = s.counts[HEAPED]
+        if s.counts[N_DIRTY] + s.counts[N_TOUCHED] > 0 and (n == 0 or s.nodes[s.heap[0]].due > s.clock[0]):
             settle(s)
-            n = s.count[HEAPED]
+            n = s.counts[HEAPED]
         if n == 0:
             return IDLE
         node = s.heap[0]
@@ -163,7 +163,7 @@ def advance(s: State, until_s: float, max_events: int) -> int:
         if s.nodes[node].phase == LATENCY:
             _move(s, node)
         elif s.nodes[node].kind == ASK:
-            s.count[ASKED] = node
+            s.counts[ASKED] = node
             return QUESTION
         else:
             _finish(s, node)
@@ -181,7 +181,7 @@ def set_speed(s: State, c: int, speed: float) -> None:
 def set_capacity(s: State, link: int, capacity: float) -> None:
     """From now on `link` carries `capacity` bytes per second."""
     s.links[link].capacity = capacity
-    if s.count[FIFO]:
+    if s.counts[FIFO]:
         capacity_changed(s, link)
     else:
         mark(s, link)
@@ -208,7 +208,7 @@ def kill(s: State, c: int) -> None:
 def answer(s: State, node: int, nodes: Ints, ends_s: Floats) -> None:
     """Reply to a QUESTION about `node`: each of `nodes` has begun and ends at its time."""
     s.nodes[node].phase, s.nodes[node].end = DONE, s.clock[0]
-    s.count[FINISHED] += 1
+    s.counts[FINISHED] += 1
     for i in range(len(nodes)):
         s.nodes[nodes[i]].phase = RUNNING
         schedule(s, nodes[i], ends_s[i])

@@ -163,7 +163,7 @@ def _busiest_links(
             carried[link] = carried.get(link, 0.0) + weight * row.work * count
     representatives = first_members(classes.links)
     alike = np.bincount(classes.links)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for link, size in carried.items():
         first = representatives[link]
         seconds = size / float(cluster.fabric.capacity_B_per_s[first])

@@ -17,7 +17,7 @@ Records = Any  # numpy.recarray; its fields are not typed
 COMPUTE, FLOW, JOIN, ASK, ANSWERED = 0, 1, 2, 3, 4
 # phases of a node
 WAITING, LATENCY, RUNNING, DONE, BLOCKED = 0, 1, 2, 3, 4
-# slots of `State.count`
+# slots of `State.counts`
 HEAPED, ORDER, FINISHED, N_DIRTY, N_TOUCHED, ASKED, FIFO = 0, 1, 2, 3, 4, 5, 6
 N_COUNTS = 7
 
@@ -96,7 +96,7 @@ class State(NamedTuple):
     dirty: Records  # heap of links by level
     touched: Ints
     scratch: Records
-    count: Ints
+    counts: Ints
     clock: Floats  # (1,)
 
 
@@ -151,6 +151,6 @@ def new_state(
         dirty=table(DIRTY, len(capacity) + 1),
         touched=np.zeros(n, dtype=np.int64),
         scratch=table(SCRATCH, n + 1),
-        count=count,
+        counts=count,
         clock=np.zeros(1),
     )  # fmt: skip
