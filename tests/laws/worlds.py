@@ -95,11 +95,7 @@ class PlainCost:
                 steps = 2 * (m - 1) if op.kind == "all_reduce" else m - 1
                 volume, latency = steps * op.nbytes / m, steps * self.latency_s
             estimate = Estimate(seconds=latency + volume, method="closed_form", source="hand")
-            out.append(
-                Demand(
-                    latency_s=latency, volume_B=volume, cap_B_per_s=1.0, links=(), nbytes=op.nbytes, estimate=estimate
-                )
-            )
+            out.append(Demand(latency_s=latency, volume_B=volume, cap_B_per_s=1.0, nbytes=op.nbytes, estimate=estimate))
         return out
 
     def link_use(self, op: Op, instances: Ints) -> tuple[Ints, Ints, NDArray[np.float64]]:
