@@ -1,0 +1,148 @@
+"""A report as tables for people; the style that all tables share."""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from simcore.report import Memory, Report
+from simcore.report_metrics import UNITS
+
+WIDTH = 110
+SHOWN = 8  # rows of a list
+
+_STEPS = {
+    "s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns")),
+    "B": ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")),
+    "flop/s": ((1e15, "Pflop/s"), (1e12, "Tflop/s"), (1e9, "Gflop/s"), (1.0, "flop/s")),
+    "J": ((1e6, "MJ"), (1e3, "kJ"), (1.0, "J")),
+}
+
+
+def amount(value: float | None, unit: str) -> str:
+    """A number as people read it: four digits, a prefix that suits, shares in per cent."""
+    if value is None:
+        return "-"
+    if unit == "share":
+        return f"{value:.1%}"
+    steps = _STEPS.get(unit)
+    if steps is None:
+        number = f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"
+        return f"{number} {unit}".rstrip() if unit != "/s" else f"{number}/s"
+    size, name = next(((s, n) for s, n in steps if abs(value) >= s), steps[-1])
+    return f"{value / size:.4g} {name}"
+
+
+def as_text(content: RenderableType, width: int = WIDTH) -> str:
+    """What the terminal shows, without colours, the same everywhere: for files."""
+    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
+    console.print(content)
+    written: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in written.splitlines()) + "\n"
+
+
+def report_view(report: Report) -> RenderableType:
+    """Everything a report says, top down: numbers, where the time goes, memory, what to beware of."""
+    blocks: list[RenderableType] = [_heading(report), _metrics(report)]
+    one = report.metrics["iteration_s"] or report.metrics["makespan_s"] or 0.0
+    if report.critical_path:
+        blocks.append(_critical(report))
+    blocks.append(_seconds("Where an average rank spends an iteration", report.parts_s, one))
+    waits = {f"waiting: {cause}": s for cause, s in report.idle_s.items() if s > 0}
+    if waits:
+        blocks.append(_seconds("Why it is idle", waits, one))
+    if report.memory:
+        blocks.append(_memory(report.memory))
+    if report.links:
+        blocks.append(_links(report))
+    if report.warnings:
+        blocks.append(warnings_view(report.warnings))
+    return spaced(blocks)
+
+
+def warnings_view(warnings: Sequence[str]) -> Group:
+    """One line each."""
+    return Group(*(Text(f"warning: {warning}", style="yellow") for warning in warnings))
+
+
+def _heading(report: Report) -> RenderableType:
+    made = f"{report.plan} on {report.ranks:,} ranks, {report.path}"
+    lines = [Text(made, style="bold"), Text(f"plan {report.plan_digest[:16]}  backend {report.backend}", style="dim")]
+    decisions = decisions_line(report.decisions)
+    return Group(*lines, Text(decisions)) if decisions else Group(*lines)
+
+
+def decisions_line(decisions: Mapping[str, object], longest: int = 400) -> str:
+    """The decisions that fit on a line or two; long lists (a bucket of every parameter) stay in the plan."""
+    brief = {key: _brief(value) for key, value in decisions.items()}
+    return ", ".join(f"{key} {text}" for key, text in brief.items() if len(text) <= longest)
+
+
+def _brief(value: object) -> str:
+    """{"tp": 8, "pp": 16} as `tp 8 pp 16`."""
+    if isinstance(value, Mapping):
+        return "(" + " ".join(f"{k} {_brief(v)}" for k, v in value.items()) + ")"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def table(title: str, columns: Sequence[str], texts: int = 1) -> Table:
+    """The one style of table: the title heads the first column; the first `texts` columns are text, all others numbers."""
+    made = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    made.add_column(Text(title, style="bold"), overflow="fold")
+    for i, column in enumerate(columns, start=1):
+        made.add_column(column, justify="left" if i < texts else "right", overflow="fold")
+    return made
+
+
+def spaced(blocks: Sequence[RenderableType]) -> Group:
+    """Blocks with a blank line between them."""
+    return Group(*(line for block in blocks for line in (block, Text(""))))
+
+
+def _metrics(report: Report) -> Table:
+    made = table("Numbers", ["value"])
+    for name, unit in UNITS.items():
+        if report.metrics.get(name) is not None:
+            made.add_row(name, amount(report.metrics[name], unit))
+    return made
+
+
+def _critical(report: Report) -> Table:
+    made = table("Critical path of the last iteration", ["tasks", "time", "share"])
+    for c in report.critical_path[:SHOWN]:
+        made.add_row(c.kind, str(c.count), amount(c.seconds, "s"), amount(c.share, "share"))
+    rest = report.critical_path[SHOWN:]
+    if rest:
+        seconds, share = sum(c.seconds for c in rest), sum(c.share for c in rest)
+        made.add_row(f"{len(rest)} more", str(sum(c.count for c in rest)), amount(seconds, "s"), amount(share, "share"))
+    return made
+
+
+def _seconds(title: str, found: Mapping[str, float], whole: float) -> Table:
+    made = table(title, ["time", "of an iteration"])
+    for name, seconds in found.items():
+        made.add_row(name, amount(seconds, "s"), amount(seconds / whole if whole else 0.0, "share"))
+    return made
+
+
+def _memory(rows: Sequence[Memory]) -> Table:
+    kinds = list(dict.fromkeys(kind for row in rows for kind in row.kinds_B))
+    made = table("Peak memory", ["used", "of", *kinds])
+    for row in rows[:SHOWN]:
+        sizes = [amount(row.kinds_B.get(kind), "B") for kind in kinds]
+        made.add_row(f"{row.lane} ({row.device})", amount(row.used_B, "B"), amount(row.capacity_B, "B"), *sizes)
+    if len(rows) > SHOWN:
+        made.add_row(f"{len(rows) - SHOWN} more kinds of ranks", *[""] * (len(kinds) + 2))
+    return made
+
+
+def _links(report: Report) -> Table:
+    made = table("Busiest links", ["alike", "bytes", "busy"])
+    for link in report.links[:SHOWN]:
+        made.add_row(
+            str(link["link"]), f"{link['alike']:,}", amount(link["nbytes"], "B"), amount(link["busy"], "share")
+        )
+    return made
