@@ -1,0 +1,145 @@
+"""Data parallelism as the plan has it: which gradients are reduced together, and when.
+
+A bucket's collective starts when the last of its gradients is complete (torch's DDP would regroup them after an iteration). ZeRO 1
+scatters the sums, steps on its share and gathers the weights again.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from real.recorder import Recorder
+
+
+class Bucket:
+    """Parameters whose gradients are one message."""
+
+    def __init__(self, index: int, parameters: Sequence[nn.Parameter], size: int, rank: int, *, sharded: bool) -> None:
+        self.index, self.parameters, self.sharded = index, list(parameters), sharded
+        count = sum(p.numel() for p in parameters)
+        self.padded = -(-count // size) * size if sharded else count
+        self.gradients = torch.zeros(self.padded, dtype=parameters[0].dtype, device=parameters[0].device)
+        self.views = _views(self.gradients, self.parameters)
+        self.missing = 0
+        if sharded:
+            self.weights = torch.zeros_like(self.gradients)
+            for view, parameter in zip(_views(self.weights, self.parameters), self.parameters, strict=True):
+                view.copy_(parameter.data)
+                parameter.data = view
+            share = self.padded // size
+            self.shard = nn.Parameter(self.weights[rank * share : (rank + 1) * share].clone())
+            self.shard.grad = torch.zeros_like(self.shard)
+
+    @property
+    def nbytes(self) -> int:
+        return self.gradients.numel() * self.gradients.element_size()
+
+    def pack(self) -> None:
+        """Gradients into the message; from then on they are views of it."""
+        for view, parameter in zip(self.views, self.parameters, strict=True):
+            assert parameter.grad is not None
+            if parameter.grad.data_ptr() != view.data_ptr():
+                view.copy_(parameter.grad)
+                parameter.grad = view
+
+
+def _views(flat: torch.Tensor, parameters: Sequence[nn.Parameter]) -> list[torch.Tensor]:
+    out, at = [], 0
+    for parameter in parameters:
+        out.append(flat[at : at + parameter.numel()].view_as(parameter))
+        at += parameter.numel()
+    return out
+
+
+class BucketReducer:
+    """Reduces the plan's buckets over a group; `overlap` does so while backward goes on."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        names: Sequence[Sequence[str]],
+        group: dist.ProcessGroup,
+        recorder: Recorder,
+        *,
+        zero: int,
+        overlap: bool,
+    ) -> None:
+        own = {_plain(name): parameter for name, parameter in model.named_parameters()}
+        self.size, self.rank = dist.get_world_size(group), dist.get_rank(group)
+        self.group, self.recorder, self.overlap = group, recorder, overlap
+        self.buckets = [
+            Bucket(i, [own[n] for n in members], self.size, self.rank, sharded=zero == 1)
+            for i, members in enumerate(names)
+        ]
+        self.pending: list[tuple[Bucket, dist.Work]] = []
+        self.last = False
+        for bucket in self.buckets:
+            for parameter in bucket.parameters:
+                parameter.register_post_accumulate_grad_hook(self._hook(bucket))
+
+    def trained(self) -> list[nn.Parameter]:
+        """What the optimizer steps on."""
+        return [b.shard if b.sharded else p for b in self.buckets for p in ([b.shard] if b.sharded else b.parameters)]
+
+    def before_backward(self, *, last: bool) -> None:
+        """`last`: the gradients of this backward pass complete the iteration's."""
+        self.last = last
+        for bucket in self.buckets:
+            bucket.missing = len(bucket.parameters)
+
+    def _hook(self, bucket: Bucket) -> Callable[[torch.Tensor], None]:
+        def ready(_: torch.Tensor) -> None:
+            bucket.missing -= 1
+            if self.last and self.overlap and bucket.missing == 0:
+                self._launch(bucket)
+
+        return ready
+
+    def _launch(self, bucket: Bucket) -> None:
+        bucket.pack()
+        start = self.recorder.now()
+        if bucket.sharded:
+            assert bucket.shard.grad is not None
+            work = dist.reduce_scatter_tensor(bucket.shard.grad, bucket.gradients, group=self.group, async_op=True)
+        else:
+            work = dist.all_reduce(bucket.gradients, group=self.group, async_op=True)
+        assert work is not None
+        if not self.recorder.cuda:
+            task, recorder, iteration = f"grad/s0/bucket{bucket.index}", self.recorder, self.recorder.iteration
+
+            def done(_: "torch.futures.Future[object]") -> None:
+                if recorder.iteration == iteration:
+                    recorder.add(task, start, time.perf_counter(), bucket.nbytes)
+
+            work.get_future().then(done)
+        self.pending.append((bucket, work))
+
+    def finish(self) -> None:
+        """Wait for every bucket; gradients are means afterwards."""
+        if not self.overlap:
+            self.recorder.switch(None)
+            for bucket in self.buckets:
+                self._launch(bucket)
+        for bucket, work in self.pending:
+            work.wait()
+            target = bucket.shard.grad if bucket.sharded else bucket.gradients
+            assert target is not None
+            target.div_(self.size)
+        self.pending.clear()
+
+    def gather_weights(self) -> None:
+        """ZeRO 1: everybody's new shares into everybody's weights."""
+        for bucket in self.buckets:
+            if bucket.sharded:
+                with self.recorder.blocking(f"param/s0/bucket{bucket.index}", bucket.nbytes):
+                    dist.all_gather_into_tensor(bucket.weights, bucket.shard.data, group=self.group)
+
+
+def _plain(name: str) -> str:
+    """A parameter's name without the modules that tensor parallelism put around it."""
+    parts: Mapping[str, bool] = dict.fromkeys(("linear", "norm"), True)
+    pieces = name.split(".")
+    return ".".join(p for i, p in enumerate(pieces) if not (p in parts and i > 3))
