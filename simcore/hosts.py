@@ -115,5 +115,14 @@ class Lookup:
         try:
             return find()
         except DataError as error:
-            self.problems += [Problem(at, p.given, p.allowed, p.advice) for p in error.problems]
+            named = ("device", "link", "store")  # any other field is one of the entry's own file
+            self.problems += [
+                Problem(
+                    at,
+                    p.given if p.field in named else f"{p.given} for {p.field} ({error.summary})",
+                    p.allowed,
+                    p.advice,
+                )
+                for p in error.problems
+            ]
             return None

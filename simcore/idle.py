@@ -17,6 +17,7 @@ from simcore.trace import Trace
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
+ROUNDING = 1e-12  # share of the run below which a remainder is that of floating point
 CAUSES = ("transfer partner", "collective peers", "storage", "dependency", "end of iteration")
 
 
@@ -61,7 +62,8 @@ def occupation(plan: Plan, trace: Trace) -> Occupation:
         hidden[name] = 0.0 if name == COMPUTE else float(share @ (alone[name] - (upto[name] - covered)))
         covered = upto[name]
     waiting = _waiting(plan, trace, bounds, share)
-    waiting["end of iteration"] = max(total_s - float(share @ covered) - sum(waiting.values()), 0.0)
+    rest = total_s - float(share @ covered) - sum(waiting.values())
+    waiting["end of iteration"] = rest if rest > ROUNDING * total_s else 0.0
     return Occupation(total_s=total_s, busy=busy, hidden=hidden, idle={c: waiting.get(c, 0.0) for c in CAUSES})
 
 

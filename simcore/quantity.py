@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from costmodels.errors import DataError
 from costmodels.units import EXAMPLES, parse
@@ -19,12 +19,12 @@ def _reader(dimension: str) -> Callable[[object], float]:
     return read
 
 
-def _schema(dimension: str) -> dict[str, object]:
-    return {"anyOf": [{"type": "string"}, {"type": "number"}], "type": None, "examples": [EXAMPLES[dimension]]}
+def _schema(dimension: str) -> WithJsonSchema:
+    return WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number"}], "examples": [EXAMPLES[dimension]]})
 
 
-Bytes = Annotated[float, BeforeValidator(_reader("bytes")), Field(ge=0, json_schema_extra=_schema("bytes"))]
-Seconds = Annotated[float, BeforeValidator(_reader("seconds")), Field(ge=0, json_schema_extra=_schema("seconds"))]
+Bytes = Annotated[float, BeforeValidator(_reader("bytes")), Field(ge=0), _schema("bytes")]
+Seconds = Annotated[float, BeforeValidator(_reader("seconds")), Field(ge=0), _schema("seconds")]
 BytesPerSecond = Annotated[
-    float, BeforeValidator(_reader("bytes_per_second")), Field(gt=0, json_schema_extra=_schema("bytes_per_second"))
+    float, BeforeValidator(_reader("bytes_per_second")), Field(gt=0), _schema("bytes_per_second")
 ]

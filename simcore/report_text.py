@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -140,9 +141,12 @@ def _memory(rows: Sequence[Memory]) -> Table:
 
 
 def _links(report: Report) -> Table:
+    """The busiest; those that carry the same bytes for the same time are put together."""
     made = table("Busiest links", ["alike", "bytes", "busy"])
-    for link in report.links[:SHOWN]:
-        made.add_row(
-            str(link["link"]), f"{link['alike']:,}", amount(link["nbytes"], "B"), amount(link["busy"], "share")
-        )
+    alike: dict[tuple[float, float], list[Mapping[str, Any]]] = {}
+    for link in report.links:
+        alike.setdefault((link["nbytes"], link["busy"]), []).append(link)
+    for (nbytes, busy), links in list(alike.items())[:SHOWN]:
+        count = sum(link["alike"] for link in links)
+        made.add_row(str(links[0]["link"]), f"{count:,}", amount(nbytes, "B"), amount(busy, "share"))
     return made

@@ -76,9 +76,7 @@ def catalog_view(entries: Mapping[Any, Sequence[Mapping[str, Any]]]) -> Renderab
 
 
 def _devices(rows: Sequence[Mapping[str, Any]]) -> Table:
-    made = table(
-        "devices", ["name", "title", "memory", "bandwidth", "float32", "bfloat16", "power", "price/h"], texts=2
-    )
+    made = table("devices", ["title", "memory", "bandwidth", "float32", "bfloat16", "power", "price/h"], texts=2)
     for row in rows:
         peaks = row["flop_per_s"]
         power = "-" if row["power_W"] is None else f"{row['power_W']:.0f} W"

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_LANES = 16
+MOST_LANES = 8
 MOST_ITERATIONS = 2
+THIN = 0.01  # spans shorter than this share of the picture get no outline, which would cover them
 
 COLOURS: Mapping[str, str] = {
     "forward": "#4c78a8",
@@ -109,13 +110,14 @@ def _bars(
     part = np.array([names.index(name) for name in of_task], dtype=np.int64)[trace.task]
     streams = list(dict.fromkeys(task.op.stream for task in plan.tasks))
     stream = np.array([streams.index(task.op.stream) for task in plan.tasks], dtype=np.int64)[trace.task]
-    early = trace.iteration < iterations
+    early, shown_s = trace.iteration < iterations, _shown_until(trace, iterations)
     for (lane, name), y in zip(rows, heights, strict=True):
         here = early & (trace.lane == lane) & (stream == streams.index(name))
         for p in np.unique(part[here]).tolist():
             at = here & (part == p)
             spans = np.stack([trace.start_s[at], trace.end_s[at] - trace.start_s[at]], axis=1) * scale
-            edge: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.4 if at.sum() < 200 else 0.0}
+            outlined = len(spans) > 0 and float(np.median(spans[:, 1])) > THIN * shown_s * scale
+            edge: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.4 if outlined else 0.0}
             axes.broken_barh([tuple(s) for s in spans.tolist()], (y + 0.06, 0.88), facecolor=colours[names[p]], **edge)
     shown = {names[p] for p in np.unique(part[early]).tolist()}
     return [(name, colours[name]) for name in names if name in shown]
