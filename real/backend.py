@@ -128,10 +128,12 @@ def _logs(folder: Path) -> DefaultLogsSpecs:
 
 def _last_words(error: ChildFailedError, folder: Path) -> Problem:
     rank, failure = error.get_first_failure()
-    lines: list[str] = []
-    for log in sorted((folder / "logs").rglob(f"{failure.local_rank}/stderr.log")):
+    lines = [line for line in str(failure.message).splitlines() if line.strip()]
+    for log in (
+        sorted((folder / "logs").rglob(f"{failure.local_rank}/stderr.log")) if not failure.error_file_data else ()
+    ):
         lines += [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    said = " | ".join(lines[-4:]) or f"exit code {failure.exitcode}"
+    said = lines[-1].strip() if lines else f"exit code {failure.exitcode}"
     return Problem(f"rank {rank}", said, "a run without errors")
 
 

@@ -4,13 +4,14 @@ A bucket's collective starts when the last of its gradients is complete (torch's
 scatters the sums, steps on its share and gathers the weights again.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from real.collectives import ALL_GATHER, REDUCE_SCATTER
 from real.recorder import Recorder
 
 
@@ -74,7 +75,8 @@ class BucketReducer:
             Bucket(i, [own[n] for n in members], self.size, self.rank, sharded=zero == 1)
             for i, members in enumerate(names)
         ]
-        self.pending: list[tuple[Bucket, dist.Work]] = []
+        self.watcher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="watcher")
+        self.pending: list[tuple[Bucket, Future[None]]] = []
         self.last = False
         for bucket in self.buckets:
             for parameter in bucket.parameters:
@@ -103,19 +105,17 @@ class BucketReducer:
         start = self.recorder.now()
         if bucket.sharded:
             assert bucket.shard.grad is not None
-            work = dist.reduce_scatter_tensor(bucket.shard.grad, bucket.gradients, group=self.group, async_op=True)
+            work = REDUCE_SCATTER(bucket.shard.grad, bucket.gradients, group=self.group, async_op=True)
         else:
             work = dist.all_reduce(bucket.gradients, group=self.group, async_op=True)
         assert work is not None
-        if not self.recorder.cuda:
-            task, recorder, iteration = f"grad/s0/bucket{bucket.index}", self.recorder, self.recorder.iteration
+        ended = self.watcher.submit(self._watch, f"grad/s0/bucket{bucket.index}", work, start, bucket.nbytes)
+        self.pending.append((bucket, ended))
 
-            def done(_: "torch.futures.Future[object]") -> None:
-                if recorder.iteration == iteration:
-                    recorder.add(task, start, time.perf_counter(), bucket.nbytes)
-
-            work.get_future().then(done)
-        self.pending.append((bucket, work))
+    def _watch(self, task: str, work: dist.Work, start: "float | torch.cuda.Event", nbytes: int) -> None:
+        """Wait in a thread of its own, so that a collective's end is seen when it ends and not when somebody asks."""
+        work.wait()
+        self.recorder.add(task, start, self.recorder.now(), nbytes)
 
     def finish(self) -> None:
         """Wait for every bucket; gradients are means afterwards."""
@@ -123,8 +123,8 @@ class BucketReducer:
             self.recorder.switch(None)
             for bucket in self.buckets:
                 self._launch(bucket)
-        for bucket, work in self.pending:
-            work.wait()
+        for bucket, ended in self.pending:
+            ended.result()
             target = bucket.shard.grad if bucket.sharded else bucket.gradients
             assert target is not None
             target.div_(self.size)
@@ -135,7 +135,7 @@ class BucketReducer:
         for bucket in self.buckets:
             if bucket.sharded:
                 with self.recorder.blocking(f"param/s0/bucket{bucket.index}", bucket.nbytes):
-                    dist.all_gather_into_tensor(bucket.weights, bucket.shard.data, group=self.group)
+                    ALL_GATHER(bucket.weights, bucket.shard.data, group=self.group)
 
 
 def _plain(name: str) -> str:

@@ -1,7 +1,7 @@
 """ZeRO 2 and 3 through torch's FSDP2, with a span for every collective.
 
-Each layer is a unit, and the rest of the model is the root's. Forward and backward of a unit are bracketed by its collectives, which
-on a CPU block the thread that computes; nothing is fetched ahead, which is what the plan's `overlap: false` says.
+Each layer is a unit, and the rest of the model is the root's. Forward and backward of a unit are bracketed by its collectives,
+which on a CPU block the thread that computes; nothing is fetched ahead, which is what the plan's `overlap: false` says.
 """
 
 import torch
@@ -11,6 +11,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather, ReduceScatter
 from transformers import LlamaForCausalLM
 
+from real.collectives import ALL_GATHER, REDUCE_SCATTER
 from real.recorder import Recorder
 
 
@@ -35,7 +36,8 @@ class _Gather(_Allocating, AllGather):
     ) -> dist.Work | None:
         task = f"m{self.where.microbatch}/{self.where.way}/{self.unit}/all_gather"
         with self.recorder.blocking(task, output_tensor.numel() * output_tensor.element_size()):
-            return dist.all_gather_into_tensor(output_tensor, input_tensor, group=group, async_op=async_op)
+            done: dist.Work | None = ALL_GATHER(output_tensor, input_tensor, group=group, async_op=async_op)
+        return done
 
 
 class _Scatter(_Allocating, ReduceScatter):
@@ -52,7 +54,8 @@ class _Scatter(_Allocating, ReduceScatter):
     ) -> dist.Work | None:
         task = f"m{self.where.microbatch}/bwd/{self.unit}/reduce_scatter"
         with self.recorder.blocking(task, input_tensor.numel() * input_tensor.element_size()):
-            return dist.reduce_scatter_tensor(output_tensor, input_tensor, op=op, group=group, async_op=async_op)
+            done: dist.Work | None = REDUCE_SCATTER(output_tensor, input_tensor, op=op, group=group, async_op=async_op)
+        return done
 
 
 def shard_units(model: LlamaForCausalLM, mesh: DeviceMesh, zero: int, recorder: Recorder) -> Where:
