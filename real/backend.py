@@ -1,4 +1,4 @@
-"""The real backend: the same plan on the devices of this machine, one process for each rank, started by torch's elastic launcher."""
+"""The real backend: the same plan on the devices of this machine, a process for each rank under torch's elastic launcher."""
 
 import json
 import os

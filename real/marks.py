@@ -19,6 +19,6 @@ class _Mark(torch.autograd.Function):
 
 
 def mark(x: torch.Tensor, on_forward: Callable[[], None], on_backward: Callable[[], None]) -> torch.Tensor:
-    """`x`; calls `on_forward` now and `on_backward` when the gradient of `x` is known, which is when everything after it is done."""
+    """`x`; calls `on_forward` now and `on_backward` when the gradient of `x` is known: everything after it is done then."""
     on_forward()
     return _Mark.apply(x, on_backward)  # type: ignore[no-untyped-call, no-any-return]

@@ -37,7 +37,7 @@ class _G(torch.autograd.Function):
         return x
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(_: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
         return grads[0], None
 
 

@@ -1,0 +1,136 @@
+"""`windtunnel calibrate`: measure this machine and write it into a catalogue of its own.
+
+`this_machine` is a rank with every core busy, as when there are as many ranks as cores; `this_machine_alone` is a rank that has
+the machine to itself. Both share the link `this_machine_loopback` and the stores `this_machine_disk` and `this_machine_shm`.
+"""
+
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from costmodels.catalog import write_entry
+from real.calibrate_worker import measure
+from real.storage_bench import store_rates
+
+Progress = Callable[[float, str], None]
+
+
+def calibrate(out: Path, *, quick: bool = False, progress: Progress | None = None) -> dict[str, Any]:
+    """Write device, link and store files into `out`; returns what matters of them. About two minutes, `quick` half of one."""
+
+    def report(share: float, phrase: str) -> None:
+        if progress is not None:
+            progress(share, phrase)
+
+    cores = min(os.cpu_count() or 1, 8)
+    report(0.02, "kernels, one process alone")
+    alone = _run(1, quick)[0]
+    report(0.40, f"kernels and collectives, {cores} processes at once")
+    together = _run(max(cores, 2), quick)[0]
+    report(0.92, "storage")
+    said = _provenance()
+    devices = {"this_machine": (together, "every core busy"), "this_machine_alone": (alone, "one process")}
+    for name, (found, how) in devices.items():
+        write_entry(out, "devices", name, _device(found, cores, f"{said}, {how}", together["slowdown"]))
+    write_entry(out, "links", "this_machine_loopback", _link(together, said))
+    for name, folder in (("this_machine_disk", out), ("this_machine_shm", Path("/dev/shm"))):
+        if folder.is_dir():
+            write_entry(out, "stores", name, _store(name, store_rates(folder, quick=quick), said))
+    report(1.0, "done")
+    return _summary(together, alone, said)
+
+
+def _run(processes: int, quick: bool) -> list[dict[str, Any]]:
+    """`measure` in `processes` processes at once; what each of them found."""
+    with tempfile.TemporaryDirectory(prefix="windtunnel-") as folder:
+        config = LaunchConfig(
+            min_nodes=1, max_nodes=1, nproc_per_node=processes, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+            max_restarts=0, monitor_interval=0.1, start_method="spawn", run_id="calibrate",
+        )  # fmt: skip
+        elastic_launch(config, measure)(folder, quick)
+        return [json.loads((Path(folder) / f"rank{r}.json").read_text()) for r in range(processes)]
+
+
+def _provenance() -> str:
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return f"measured {now} on {_processor()}, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _sourced(value: object, source: str) -> dict[str, object]:
+    return {"value": value, "source": source}
+
+
+def _device(found: Mapping[str, Any], cores: int, source: str, slowdown: float) -> dict[str, Any]:
+    """A catalogue entry. The peak is the best product that was seen; the tables are what estimates come from."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / cores
+    tables = {name: [[*sizes, seconds] for sizes, seconds, _ in points] for name, points in found["kernels"].items()}
+    rate = max(2.0 * m * n * k / seconds for m, n, k, seconds in tables["gemm"])
+    elements, seconds = tables["copy"][-1]
+    spread = float(np.median([s for points in found["kernels"].values() for _, _, s in points]))
+    return {
+        "title": f"A worker process on {_processor()}",
+        "kind": "cpu",
+        "vendor": "this machine",
+        "architecture": platform.machine(),
+        "memory_B": _sourced(float(memory), f"{source}; the host's memory over its cores"),
+        "memory_B_per_s": _sourced(8.0 * elements / seconds, f"{source}; copy"),
+        "flop_per_s": {"float32": _sourced(rate, f"{source}; best product")},
+        "units": _sourced(1, source),
+        "launch_s": _sourced(found["launch_s"], f"{source}; the smallest operator"),
+        "overlap_slowdown": _sourced(round(slowdown, 4), f"{source}; products while an all-reduce goes on"),
+        "measured": {"kernels": tables, "spread": spread},
+    }
+
+
+def _link(found: Mapping[str, Any], source: str) -> dict[str, Any]:
+    points = found["collectives"]["send_recv"]
+    (_, shortest), (large, longest) = points[0], points[-1]
+    return {
+        "title": "Between worker processes of this machine (gloo)",
+        "kind": "loopback",
+        "B_per_s": _sourced(large / longest, f"{source}; send and receive of {large} bytes"),
+        "latency_s": _sourced(shortest, f"{source}; the smallest message"),
+        "efficiency": _sourced(1.0, f"{source}; the rate is what messages reach"),
+        "measured": {op: {found["ranks"]: rows} for op, rows in found["collectives"].items()},
+    }
+
+
+def _store(name: str, rates: Mapping[str, float], source: str) -> dict[str, Any]:
+    kind = "memory" if name.endswith("shm") else "nvme"
+    fields = {
+        "title": f"{'/dev/shm' if kind == 'memory' else 'The disk'} of this machine",
+        "kind": kind,
+        "shared": False,
+    }
+    return {**fields, **{key: _sourced(value, source) for key, value in rates.items()}}
+
+
+def _summary(together: Mapping[str, Any], alone: Mapping[str, Any], said: str) -> dict[str, Any]:
+    def best(found: Mapping[str, Any]) -> float:
+        return max(2.0 * m * n * k / seconds for (m, n, k), seconds, _ in found["kernels"]["gemm"])
+
+    return {
+        "source": said,
+        "float32_flop_per_s": {"every core busy": best(together), "one process": best(alone)},
+        "overlap_slowdown": together["slowdown"],
+        "all_reduce": {f"{size} B": seconds for size, seconds in together["collectives"]["all_reduce"]},
+        "kernels": {name: len(points) for name, points in together["kernels"].items()},
+    }

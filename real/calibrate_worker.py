@@ -1,0 +1,165 @@
+"""What each process of a calibration does: time kernels side by side with the others, then collectives among all."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from costmodels.files import write_atomically
+from real import microbench
+from real.collectives import ALL_GATHER, REDUCE_SCATTER
+from real.microbench import DIFFERENTIABLE, NO_BACKWARD, backward_seconds, forward, timed
+
+LINEARS = (
+    (128, 128),
+    (344, 128),
+    (128, 344),
+    (128, 256),
+    (256, 128),
+    (256, 256),
+    (344, 256),
+    (256, 344),
+    (688, 256),
+    (256, 688),
+)
+LINEARS += ((512, 512), (1376, 512), (512, 1376))
+ROWS = (256, 1024, 2048)
+CELLS = ((128, 128), (256, 256), (1024, 128), (1024, 256), (1024, 688), (2048, 512), (2048, 1376), (4096, 2048))
+HEADS = (  # batch, heads, kv_heads, q_len, kv_len, head_dim, causal
+    (2, 2, 2, 128, 128, 64, 1), (8, 4, 4, 128, 128, 64, 1), (16, 4, 4, 128, 128, 64, 1), (8, 2, 2, 128, 128, 64, 1),
+    (4, 8, 8, 128, 128, 64, 1), (4, 4, 4, 256, 256, 64, 1), (16, 4, 4, 64, 64, 64, 1), (8, 4, 4, 128, 128, 32, 1),
+)  # fmt: skip
+SIZES = {
+    "attention": HEADS,
+    "embedding": ((256, 128, 256), (1024, 256, 256), (2048, 512, 256), (1024, 256, 8192)),
+    "cross_entropy": ((256, 256), (1024, 256), (4096, 256), (1024, 8192)),
+}
+ADAMW = (200_000, 1_000_000, 3_200_000, 12_000_000)
+COPY = (10_000, 100_000, 1_000_000, 10_000_000)
+MESSAGES = (4, 4_096, 65_536, 1_048_576, 4_194_304, 16_777_216)
+
+Row = tuple[tuple[int, ...], float, float]
+
+
+def measure(folder: str, quick: bool) -> None:
+    """Entry point under torch's elastic launcher. Writes `rank<r>.json` into `folder`: kernels, collectives, slowdown, launch."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    dist.init_process_group("gloo")
+    try:
+        found: dict[str, Any] = {"ranks": dist.get_world_size(), "kernels": _kernels(0.01 if quick else 0.04, quick)}
+        found["launch_s"] = _launch()
+        if dist.get_world_size() > 1:
+            found["collectives"] = _collectives(5 if quick else 20)
+            found["slowdown"] = _slowdown()
+        write_atomically(Path(folder) / f"rank{os.environ['RANK']}.json", json.dumps(found))
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def _kernels(at_least_s: float, quick: bool) -> dict[str, list[Row]]:
+    out: dict[str, list[Row]] = {}
+    for name, sizes, run in _points(at_least_s, quick):
+        dist.barrier()
+        seconds, spread = run()
+        both = torch.tensor([seconds, spread])
+        dist.all_reduce(both)
+        both /= dist.get_world_size()
+        out.setdefault(name, []).append((sizes, float(both[0]), float(both[1])))
+    return out
+
+
+def _points(at_least_s: float, quick: bool) -> Iterator[tuple[str, tuple[int, ...], Callable[[], tuple[float, float]]]]:
+    """Every kernel and size with the function that times it."""
+    for rows in ROWS[1:2] if quick else ROWS:
+        for wide, deep in LINEARS:
+            for sizes, run in microbench.gemms(rows, wide, deep).items():
+                yield "gemm", sizes, lambda run=run: timed(run, at_least_s)  # type: ignore[misc]
+    for name, build in DIFFERENTIABLE.items():
+        chosen = SIZES.get(name, CELLS)
+        for sizes in chosen[::2] if quick else chosen:
+            apply, make = build(*sizes)
+            yield name, sizes, lambda a=apply, m=make: timed(forward(a, m), at_least_s)  # type: ignore[misc]
+            if name not in NO_BACKWARD:
+                yield f"{name}_backward", sizes, lambda a=apply, m=make: backward_seconds(a, m, at_least_s)  # type: ignore[misc]
+    for params in ADAMW:
+        yield "adamw", (params,), lambda p=params: timed(microbench.adamw(p), at_least_s)  # type: ignore[misc]
+    for elements in COPY:
+        yield "copy", (elements,), lambda e=elements: timed(microbench.copy(e), at_least_s)  # type: ignore[misc]
+
+
+def _launch() -> float:
+    a = torch.ones(1)
+    return timed(lambda: a.add_(1.0), 0.05)[0]
+
+
+def _collectives(repeats: int) -> dict[str, list[tuple[int, float]]]:
+    """Seconds by bytes, sizes as nccl-tests counts them; the median of the slowest rank's times."""
+    n, rank = dist.get_world_size(), dist.get_rank()
+    out: dict[str, list[tuple[int, float]]] = {}
+    for size in MESSAGES:
+        count = max(size // 4 // n, 1) * n
+        whole, part = torch.zeros(count), torch.zeros(count // n)
+        peer = rank ^ 1
+
+        def swap(whole: torch.Tensor = whole, peer: int = peer) -> None:
+            if peer < n:
+                dist.send(whole, peer) if rank < peer else dist.recv(whole, peer)
+
+        runs: dict[str, Callable[[], object]] = {
+            "all_reduce": lambda w=whole: dist.all_reduce(w),  # type: ignore[misc]
+            "all_gather": lambda w=whole, p=part: ALL_GATHER(w, p),  # type: ignore[misc]
+            "reduce_scatter": lambda w=whole, p=part: REDUCE_SCATTER(p, w),  # type: ignore[misc]
+            "send_recv": swap,
+        }
+        for name, run in runs.items():
+            out.setdefault(name, []).append((count * 4, _slowest(run, repeats)))
+    return out
+
+
+def _slowest(run: Callable[[], object], repeats: int) -> float:
+    seconds = []
+    for _ in range(repeats + 2):
+        dist.barrier()
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    times = torch.tensor(seconds[2:])
+    dist.all_reduce(times, op=dist.ReduceOp.MAX)
+    return median(times.tolist())
+
+
+def _slowdown() -> float:
+    """Share of computing speed that is lost while an all-reduce goes on."""
+    a, message = torch.randn(256, 256), torch.zeros(4_000_000)
+
+    dist.barrier()
+    free, start = 0, time.perf_counter()
+    while time.perf_counter() - start < 0.3:
+        a @ a
+        free += 1
+    rate = free / (time.perf_counter() - start)
+    dist.barrier()
+    both = torch.tensor([rate, _products_during(a, message, 12)])
+    dist.all_reduce(both)
+    return float(min(max(1 - both[1] / both[0], 0.0), 0.9))
+
+
+def _products_during(a: torch.Tensor, message: torch.Tensor, count: int) -> float:
+    """Products a second while `count` all-reduces follow each other."""
+    products, start = 0, time.perf_counter()
+    for _ in range(count):
+        work = dist.all_reduce(message, async_op=True)
+        assert work is not None
+        while not work.is_completed():
+            a @ a
+            products += 1
+        work.wait()
+    return products / (time.perf_counter() - start)

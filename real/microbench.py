@@ -1,0 +1,168 @@
+"""Each kernel of the cost model as torch runs it: a function to time, for the sizes that a point has."""
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.models.llama.configuration_llama import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding, apply_rotary_pos_emb
+
+Run = Callable[[], object]
+Apply = Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]
+Make = Callable[[], tuple[torch.Tensor, ...]]
+Point = tuple[int, ...]
+SPREAD_B = (
+    48 * 2**20
+)  # operands are taken in turn from this much memory, so that none is in cache because it was just used
+
+
+def timed(run: Run, at_least_s: float) -> tuple[float, float]:
+    """Median seconds of one call and the half-width of the middle half of them, as a fraction."""
+    run()
+    seconds: list[float] = []
+    begun = time.perf_counter()
+    while len(seconds) < 5 or time.perf_counter() - begun < at_least_s:
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    seconds.sort()
+    middle = median(seconds)
+    return middle, (seconds[3 * len(seconds) // 4] - seconds[len(seconds) // 4]) / 2 / middle
+
+
+class InTurn:
+    """Copies of what `make` makes, handed out one after the other."""
+
+    def __init__(self, make: Make) -> None:
+        first = make()
+        size = sum(t.numel() * t.element_size() for t in first)
+        self.copies = [first, *(make() for _ in range(min(max(SPREAD_B // size, 1), 64) - 1))]
+        self.at = 0
+
+    def next(self) -> tuple[torch.Tensor, ...]:
+        self.at = (self.at + 1) % len(self.copies)
+        return self.copies[self.at]
+
+
+def forward(apply: Apply, make: Make) -> Run:
+    """Forward as in training: what backward needs is kept until the next call."""
+    operands = InTurn(make)
+    return lambda: apply(*operands.next())
+
+
+def backward_seconds(apply: Apply, make: Make, at_least_s: float) -> tuple[float, float]:
+    """Median seconds of the backward pass alone."""
+    operands = InTurn(make)
+    seconds: list[float] = []
+    begun = time.perf_counter()
+    while len(seconds) < 5 or time.perf_counter() - begun < 2 * at_least_s:
+        tensors = operands.next()
+        made = apply(*tensors)
+        outs = made if isinstance(made, tuple) else (made,)
+        grads = [torch.ones_like(out) for out in outs]
+        start = time.perf_counter()
+        torch.autograd.backward(outs, grads)
+        seconds.append(time.perf_counter() - start)
+        for t in tensors:
+            t.grad = None
+    seconds.sort()
+    middle = median(seconds)
+    return middle, (seconds[3 * len(seconds) // 4] - seconds[len(seconds) // 4]) / 2 / middle
+
+
+def _leaf(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape).requires_grad_()
+
+
+def gemms(rows: int, wide: int, deep: int) -> dict[Point, Run]:
+    """The three products of a linear layer from `deep` to `wide` features: forward, for its input, for its weight."""
+    with torch.no_grad():
+        x, w, g = (InTurn(lambda a=a, b=b: (torch.randn(a, b),)) for a, b in ((rows, deep), (wide, deep), (rows, wide)))
+    return {
+        (rows, wide, deep): lambda: F.linear(x.next()[0], w.next()[0]),
+        (rows, deep, wide): lambda: g.next()[0] @ w.next()[0],
+        (wide, deep, rows): lambda: g.next()[0].t() @ x.next()[0],
+    }
+
+
+def rmsnorm(rows: int, cols: int) -> tuple[Apply, Make]:
+    norm = LlamaRMSNorm(cols)
+    return norm, lambda: (_leaf(1, rows, cols),)
+
+
+def silu_mul(rows: int, cols: int) -> tuple[Apply, Make]:
+    return lambda a, b: F.silu(a) * b, lambda: (_leaf(1, rows, cols), _leaf(1, rows, cols))
+
+
+def add(rows: int, cols: int) -> tuple[Apply, Make]:
+    return torch.add, lambda: (_leaf(1, rows, cols), _leaf(1, rows, cols))
+
+
+def rope(rows: int, cols: int) -> tuple[Apply, Make]:
+    """Queries and keys of 64-wide heads, half of `cols` each, sequences of 128."""
+    heads, length = max(cols // 128, 1), min(128, rows)
+    embedding = LlamaRotaryEmbedding(LlamaConfig(hidden_size=64 * heads, num_attention_heads=heads, head_dim=64))
+    cos, sin = embedding(torch.zeros(1, length, 64), torch.arange(length)[None])
+
+    def apply(q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(apply_rotary_pos_emb(q, k, cos, sin))
+
+    shape = (max(rows // length, 1), heads, length, 64)
+    return apply, lambda: (_leaf(*shape), _leaf(*shape))
+
+
+def attention(
+    batch: int, heads: int, kv_heads: int, q_len: int, kv_len: int, head_dim: int, causal: int
+) -> tuple[Apply, Make]:
+    def apply(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=bool(causal), enable_gqa=heads != kv_heads)
+
+    return apply, lambda: (
+        _leaf(batch, heads, q_len, head_dim),
+        _leaf(batch, kv_heads, kv_len, head_dim),
+        _leaf(batch, kv_heads, kv_len, head_dim),
+    )
+
+
+def embedding(rows: int, cols: int, vocab: int) -> tuple[Apply, Make]:
+    tokens = torch.randint(0, vocab, (1, rows))
+    return lambda table: F.embedding(tokens, table), lambda: (_leaf(vocab, cols),)
+
+
+def cross_entropy(rows: int, vocab: int) -> tuple[Apply, Make]:
+    tokens = torch.randint(0, vocab, (rows,))
+    return lambda logits: F.cross_entropy(logits, tokens), lambda: (_leaf(rows, vocab),)
+
+
+def adamw(params: int) -> Run:
+    weights = [nn.Parameter(torch.randn(params // 8)) for _ in range(8)]
+    for w in weights:
+        w.grad = torch.randn_like(w)
+    return torch.optim.AdamW(weights, fused=True).step
+
+
+def copy(elements: int) -> Run:
+    operands = InTurn(lambda: (torch.randn(elements), torch.empty(elements)))
+
+    def run() -> None:
+        a, b = operands.next()
+        b.copy_(a)
+
+    return run
+
+
+DIFFERENTIABLE = {
+    "rmsnorm": rmsnorm,
+    "silu_mul": silu_mul,
+    "add": add,
+    "rope": rope,
+    "attention": attention,
+    "embedding": embedding,
+    "cross_entropy": cross_entropy,
+}
+"""Kernels with a backward."""
+
+NO_BACKWARD = ("add",)  # its backward hands the gradient on
