@@ -6,7 +6,7 @@ from statistics import median
 
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding, apply_rotary_pos_emb
 
@@ -82,7 +82,7 @@ def gemms(rows: int, wide: int, deep: int) -> dict[Point, Run]:
     with torch.no_grad():
         x, w, g = (InTurn(lambda a=a, b=b: (torch.randn(a, b),)) for a, b in ((rows, deep), (wide, deep), (rows, wide)))
     return {
-        (rows, wide, deep): lambda: F.linear(x.next()[0], w.next()[0]),
+        (rows, wide, deep): lambda: functional.linear(x.next()[0], w.next()[0]),
         (rows, deep, wide): lambda: g.next()[0] @ w.next()[0],
         (wide, deep, rows): lambda: g.next()[0].t() @ x.next()[0],
     }
@@ -94,7 +94,7 @@ def rmsnorm(rows: int, cols: int) -> tuple[Apply, Make]:
 
 
 def silu_mul(rows: int, cols: int) -> tuple[Apply, Make]:
-    return lambda a, b: F.silu(a) * b, lambda: (_leaf(1, rows, cols), _leaf(1, rows, cols))
+    return lambda a, b: functional.silu(a) * b, lambda: (_leaf(1, rows, cols), _leaf(1, rows, cols))
 
 
 def add(rows: int, cols: int) -> tuple[Apply, Make]:
@@ -118,7 +118,7 @@ def attention(
     batch: int, heads: int, kv_heads: int, q_len: int, kv_len: int, head_dim: int, causal: int
 ) -> tuple[Apply, Make]:
     def apply(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=bool(causal), enable_gqa=heads != kv_heads)
+        return functional.scaled_dot_product_attention(q, k, v, is_causal=bool(causal), enable_gqa=heads != kv_heads)
 
     return apply, lambda: (
         _leaf(batch, heads, q_len, head_dim),
@@ -129,12 +129,12 @@ def attention(
 
 def embedding(rows: int, cols: int, vocab: int) -> tuple[Apply, Make]:
     tokens = torch.randint(0, vocab, (1, rows))
-    return lambda table: F.embedding(tokens, table), lambda: (_leaf(vocab, cols),)
+    return lambda table: functional.embedding(tokens, table), lambda: (_leaf(vocab, cols),)
 
 
 def cross_entropy(rows: int, vocab: int) -> tuple[Apply, Make]:
     tokens = torch.randint(0, vocab, (rows,))
-    return lambda logits: F.cross_entropy(logits, tokens), lambda: (_leaf(rows, vocab),)
+    return lambda logits: functional.cross_entropy(logits, tokens), lambda: (_leaf(rows, vocab),)
 
 
 def adamw(params: int) -> Run:

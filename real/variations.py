@@ -85,9 +85,8 @@ def main() -> int:
         print()
     else:
         Console().print(shown(rows))
-        print(
-            f"\nerror: median {summary['median']:.1%} (at most {MEDIAN:.0%}), largest {summary['largest']:.1%} (at most {LARGEST:.0%})"
-        )
+        print(f"\nerror: median {summary['median']:.1%} (at most {MEDIAN:.0%}), ", end="")
+        print(f"largest {summary['largest']:.1%} (at most {LARGEST:.0%})")
     return 0 if summary["median"] <= MEDIAN and summary["largest"] <= LARGEST else 1
 
 
