@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from costmodels.ring import ring_steps
 from simcore.checks import check
 from simcore.cluster import Cluster
+from simcore.errors import PlanError, Problem
 from simcore.faults import Event, touched
 from simcore.grouping import Partition, first_members
 from simcore.lowering import Program, Rows, lower
@@ -25,6 +26,7 @@ from simcore.recording import Played, record
 from simcore.state import ASKED, FINISHED, State, new_state
 from simcore.trace import Trace
 
+MOST_SPANS = 20_000_000
 EVENTS_AT_A_TIME = 100_000  # between two reports of progress
 
 
@@ -58,10 +60,15 @@ def simulate(
     members of an all-reduce end when their own ring steps end. Both tell every rank apart. Raises `PlanError` or `DoesNotFit`.
     """
     check(plan, cluster)
+    rounds = iterations if iterations is not None else int(plan.workload.get("iterations", 1))
+    if rounds * len(plan.tasks) > MOST_SPANS:
+        given = f"{rounds} iterations of {len(plan.tasks)} tasks"
+        raise PlanError(
+            "a trace too long", [Problem("workload.iterations", given, f"at most {MOST_SPANS} tasks in a run")]
+        )
     prepared = prepare(
         plan, cluster, cost, faults, alone=expand or skew or sharing == "fifo", sharing=sharing, skew=skew
     )
-    rounds = iterations if iterations is not None else int(plan.workload.get("iterations", 1))
     played = _play(prepared, faults, rounds, progress)
     return record(plan, cluster, prepared.classes, prepared.table, prepared.program, played, 1 if faults else rounds)
 

@@ -8,6 +8,9 @@ from simcore.errors import Problem
 from simcore.workloads.transformer_training import Workload
 
 
+MOST_PASSES = 1_000_000
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parallelism:
     """Mesh sizes from slow to fast: pp, dp, cp, tp; `vpp` model chunks on each pipeline stage."""
@@ -107,4 +110,16 @@ def problems_of(p: Parallelism, workload: Workload, n_ranks: int) -> list[Proble
     elif p.vpp > 1 and p.microbatches(workload) % p.pp:
         given = f"{p.microbatches(workload)} microbatches on {p.pp} stages"
         found.append(Problem("planner.vpp", given, "with interleaving a number of microbatches that pp divides"))
+    found += _too_long(p, workload)
     return found
+
+
+def _too_long(p: Parallelism, workload: Workload) -> list[Problem]:
+    """A plan lists every pass of every microbatch; a list of millions is a mistake in some size."""
+    parts = p.pp * p.vpp if p.detail == "chunk" else workload.shape.layers
+    passes = 2 * p.microbatches(workload) * parts
+    if passes <= MOST_PASSES:
+        return []
+    given = f"{p.microbatches(workload)} microbatches through {parts} parts"
+    advice = "Take larger microbatches or a smaller global_batch."
+    return [Problem("planner.microbatch", given, f"at most {MOST_PASSES} passes in an iteration", advice)]
