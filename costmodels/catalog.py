@@ -1,229 +1,138 @@
-"""Devices, links and stores by name: one YAML each, every number with its source.
-
-    flop_per_s:
-      bfloat16: {value: 989.4 Tflop/s, source: "NVIDIA H100 data sheet, 2023, table 1 (dense)"}
+"""Devices, links and stores by name, from folders of YAML files: `costmodels.entries` says what is in them.
 
 Folders of the user (with subfolders devices, links, stores) come before the entries that are built in; `calibrate` writes such
-a folder. A source that begins with "assumption:" is our own guess and says why.
+a folder. Spelling is forgiving: case, blanks, hyphens and the vendor's name do not count, so "NVIDIA A100-SXM4-80GB" is found
+by its alias a100_sxm4_80gb. Links are one direction of one port; access networks with different directions (Wi-Fi, 4G, 5G) have
+two entries, `5g` for the download and `5g_up` for the upload.
 """
 
-import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from costmodels.entries import KINDS, Kind, Spec, aliases, build, load
 from costmodels.errors import DataError, Problem
 from costmodels.files import write_atomically
 from costmodels.specs import DeviceSpec, LinkSpec, StoreSpec
-from costmodels.units import parse
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Kind = Literal["devices", "links", "stores"]
-KINDS: tuple[Kind, ...] = ("devices", "links", "stores")
-BUILT_IN = Path(__file__).parent
-SPECS: dict[Kind, type[Any]] = {"devices": DeviceSpec, "links": LinkSpec, "stores": StoreSpec}
+__all__ = ["BUILT_IN", "KINDS", "Catalog", "Kind", "device", "fold", "link", "load_device", "store", "write_entry"]
 
-TEXTS = {
-    "devices": ("title", "kind", "vendor", "architecture", "host_link", "peer_link"),
-    "links": ("title", "kind"),
-    "stores": ("title", "kind"),
-}
-FLAGS = ("duplex", "switched", "reduces_in_network", "shared")
-TABLES = ("measured", "efficiency")  # nested numbers, written by `calibrate` and read as they are
-DIMENSIONS = {
-    "memory_B": "bytes",
-    "memory_B_per_s": "bytes_per_second",
-    "units": "number",
-    "clock_hz": "hertz",
-    "l2_B": "bytes",
-    "launch_s": "seconds",
-    "overlap_slowdown": "number",
-    "power_W": "watt",
-    "price_usd_per_hour": "usd_per_hour",
-    "B_per_s": "bytes_per_second",
-    "latency_s": "seconds",
-    "efficiency": "number",
-    "price_usd_per_B": "usd_per_byte",
-    "read_B_per_s": "bytes_per_second",
-    "write_B_per_s": "bytes_per_second",
-    "stream_read_B_per_s": "bytes_per_second",
-    "stream_write_B_per_s": "bytes_per_second",
-    "request_s": "seconds",
-    "requests_per_s": "per_second",
-    "price_usd_per_B_month": "usd_per_byte_month",
-}
-REQUIRED = {
-    "devices": ("title", "kind", "vendor", "architecture", "memory_B", "memory_B_per_s", "flop_per_s"),
-    "links": ("title", "kind", "B_per_s", "latency_s"),
-    "stores": (
-        "title",
-        "kind",
-        "read_B_per_s",
-        "write_B_per_s",
-        "stream_read_B_per_s",
-        "stream_write_B_per_s",
-        "request_s",
-    ),
-}
+BUILT_IN = Path(__file__).parent
+_VENDORS = re.compile(r"^(nvidia|amd|intel|tesla|instinct|geforce|quadro)+(?=.)")
+
+
+def fold(name: str) -> str:
+    """What is left of a name when spelling does not count: letters and digits after the vendor's name."""
+    return _VENDORS.sub("", re.sub(r"[^a-z0-9]", "", name.lower()))
 
 
 class Catalog:
-    """Entries by name, from `folders` first and then from those built in. Names ignore case; `aliases` count as names."""
+    """Entries by name or alias, from `folders` first and then from those built in."""
 
     def __init__(self, folders: Iterable[Path] = ()) -> None:
         self.folders = tuple(Path(f) for f in folders)
 
     def device(self, name: str) -> DeviceSpec:
-        """Raises `DataError` for an unknown name, with those that come close."""
-        return self._find("devices", name)  # type: ignore[no-any-return]
+        """Raises `DataError` for an unknown name, with those that come close, and for a file with mistakes."""
+        found = self._find("devices", name)
+        assert isinstance(found, DeviceSpec)
+        return found
 
     def link(self, name: str) -> LinkSpec:
         """As `device`."""
-        return self._find("links", name)  # type: ignore[no-any-return]
+        found = self._find("links", name)
+        assert isinstance(found, LinkSpec)
+        return found
 
     def store(self, name: str) -> StoreSpec:
         """As `device`."""
-        return self._find("stores", name)  # type: ignore[no-any-return]
+        found = self._find("stores", name)
+        assert isinstance(found, StoreSpec)
+        return found
 
     def names(self, kind: Kind) -> tuple[str, ...]:
         """Every entry's own name, sorted."""
-        return tuple(sorted({path.stem for path in self._paths(kind)}))
+        return tuple(sorted({path.stem for folder in self._searched(kind) for path in _files(folder)}))
 
     def frame(self, kind: Kind) -> "pd.DataFrame":
-        """One row for each entry, with the fields of its spec and where its numbers come from."""
+        """One row for each entry: the numbers of its spec, a column for each dtype's peak, and how many sources it cites."""
         import pandas as pd
 
         rows = []
         for name in self.names(kind):
             spec = self._find(kind, name)
-            row = {f: getattr(spec, f) for f in spec.__slots__ if f not in (*TABLES, "sources")}
+            row = {f: getattr(spec, f) for f in spec.__slots__ if f not in ("measured", "sources")}
             peaks = row.pop("flop_per_s", {})
+            if kind == "devices":
+                row.pop("efficiency")
             row.update({f"flop_per_s.{dtype}": peak for dtype, peak in peaks.items()})
             rows.append({**row, "sources": len(spec.sources)})
         return pd.DataFrame(rows)
 
-    def _paths(self, kind: Kind) -> list[Path]:
-        folders = [*self.folders, BUILT_IN]
-        return [path for folder in folders for path in sorted((folder / kind).glob("*.yaml"))]
+    def _searched(self, kind: Kind) -> list[Path]:
+        return [folder / kind for folder in (*self.folders, BUILT_IN)]
 
-    def _find(self, kind: Kind, name: str) -> Any:
-        wanted = name.strip().lower()
-        paths = self._paths(kind)
-        for path in paths:
-            if path.stem.lower() == wanted:
-                return load(kind, path)
-        for path in paths:
-            if wanted in _aliases(path, path.stat().st_mtime_ns):
-                return load(kind, path)
-        raise _unknown(kind, name, self.names(kind))
+    def _find(self, kind: Kind, name: str) -> Spec:
+        wanted = fold(name)
+        for folder in self._searched(kind):
+            files = _files(folder)
+            named = next((path for path in files if fold(path.stem) == wanted), None)
+            found = named or next((path for path in files if wanted in map(fold, aliases(path))), None)
+            if found is not None:
+                return load(kind, found)
+        raise self._unknown(kind, name)
 
-
-def _unknown(kind: Kind, name: str, known: Sequence[str]) -> DataError:
-    close = difflib.get_close_matches(name.lower(), known, n=4, cutoff=0.4)
-    advice = f"Did you mean {' or '.join(close)}?" if close else "`windtunnel catalog` lists them."
-    if name.lower().startswith("this_machine"):
-        advice = "This machine has not been measured: run `windtunnel calibrate`."
-    return DataError(f"unknown {kind[:-1]}", [Problem(kind[:-1], repr(name), ", ".join(known), advice)])
-
-
-def load(kind: Kind, path: Path) -> Any:
-    """The spec in one file; raises `DataError` with everything that is wrong in it."""
-    try:
-        return _load(kind, path, path.stat().st_mtime_ns)
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be read", [Problem(str(path), str(error.strerror), "a readable YAML file")]
-        ) from error
+    def _unknown(self, kind: Kind, name: str) -> DataError:
+        known = {fold(n): path.stem for f in self._searched(kind) for path in _files(f) for n in aliases(path)}
+        known |= {fold(own): own for own in self.names(kind)}
+        close = dict.fromkeys(known[n] for n in get_close_matches(fold(name), known, n=6, cutoff=0.5))
+        advice = f"Did you mean {' or '.join(list(close)[:4])}?" if close else ""
+        if name.strip().lower().startswith("this_machine"):
+            advice = "This machine has not been measured: run `windtunnel calibrate`."
+        allowed = f"one of the {len(self.names(kind))} names that `windtunnel catalog {kind}` lists"
+        return DataError(f"unknown {kind[:-1]}", [Problem(kind[:-1], repr(name), allowed, advice)])
 
 
-@lru_cache(maxsize=512)
-def _load(kind: Kind, path: Path, _modified: int) -> Any:
-    document = _document(path, _modified)
-    problems: list[Problem] = []
-    fields = _fields(kind, document, problems)
-    if problems:
-        raise DataError(f"{path} is not a valid entry of {kind}", problems)
-    return SPECS[kind](name=path.stem, **fields)
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.yaml"))
 
 
-@lru_cache(maxsize=512)
-def _document(path: Path, _modified: int) -> Mapping[str, Any]:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not YAML", [Problem(str(path), str(error).splitlines()[0], "YAML")]) from error
-    if not isinstance(document, dict):
-        raise DataError(f"{path} is empty", [Problem(str(path), type(document).__name__, "a mapping of fields")])
-    return document
+def device(name: str, folders: Sequence[Path] = ()) -> DeviceSpec:
+    """The device called `name`; raises as `Catalog.device`."""
+    return Catalog(folders).device(name)
 
 
-@lru_cache(maxsize=512)
-def _aliases(path: Path, modified: int) -> frozenset[str]:
-    return frozenset(str(a).lower() for a in _document(path, modified).get("aliases", ()))
+def link(name: str, folders: Sequence[Path] = ()) -> LinkSpec:
+    """The link called `name`; raises as `Catalog.link`."""
+    return Catalog(folders).link(name)
 
 
-def _fields(kind: Kind, document: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
-    spec = SPECS[kind]
-    known = [f for f in spec.__slots__ if f not in ("name", "sources")]
-    out: dict[str, Any] = {}
-    sources: dict[str, str] = {}
-    for key, value in document.items():
-        if key == "aliases":
-            continue
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            advice = f"Did you mean {close[0]}?" if close else ""
-            problems.append(Problem(str(key), "an unknown field", ", ".join(known), advice))
-        elif key in TEXTS[kind]:
-            out[key] = str(value)
-        elif key in FLAGS:
-            out[key] = _flag(key, value, problems)
-        elif key == "flop_per_s":
-            peaks = value if isinstance(value, dict) else {}
-            out[key] = {
-                d: _number(f"flop_per_s.{d}", v, "flop_per_second", sources, problems) for d, v in peaks.items()
-            }
-        elif key in TABLES and isinstance(value, dict) and "value" not in value:
-            out[key] = value
-        else:
-            out[key] = _number(key, value, DIMENSIONS[key], sources, problems)
-    if "units" in out:
-        out["units"] = int(out["units"])
-    problems += [Problem(key, "nothing", "required") for key in REQUIRED[kind] if key not in out]
-    return {**out, "sources": sources}
+def store(name: str, folders: Sequence[Path] = ()) -> StoreSpec:
+    """The store called `name`; raises as `Catalog.store`."""
+    return Catalog(folders).store(name)
 
 
-def _flag(key: str, value: object, problems: list[Problem]) -> bool:
-    if not isinstance(value, bool):
-        problems.append(Problem(key, repr(value), "true or false"))
-    return bool(value)
-
-
-def _number(field: str, value: object, dimension: str, sources: dict[str, str], problems: list[Problem]) -> float:
-    if not isinstance(value, dict) or set(value) != {"value", "source"} or not str(value["source"]).strip():
-        problems.append(
-            Problem(field, repr(value)[:80], "{value: ..., source: ...}", "Every number says where it comes from.")
-        )
-        return 0.0
-    sources[field] = str(value["source"])
-    try:
-        number = parse(value["value"], dimension, field)
-    except DataError as error:
-        problems += error.problems
-        return 0.0
-    if number < 0:
-        problems.append(Problem(field, repr(value["value"]), "a number that is not negative"))
-    return number
+def load_device(path: Path) -> DeviceSpec:
+    """The device described in one file, wherever it lies; raises `DataError` with all that is wrong in it."""
+    found = load("devices", path)
+    assert isinstance(found, DeviceSpec)
+    return found
 
 
 def write_entry(folder: Path, kind: Kind, name: str, fields: Mapping[str, Any]) -> Path:
-    """Write one entry in the catalogue's own form into `folder`/`kind`/`name`.yaml, whole or not at all; returns the path."""
-    path = folder / kind / f"{name}.yaml"
-    write_atomically(path, yaml.safe_dump(dict(fields), sort_keys=False, width=120, allow_unicode=True))
+    """Write one entry in the catalogue's own form as `folder`/`kind`/`name`.yaml, whole or not at all; returns the path.
+
+    Raises `DataError` with all problems, and writes nothing, where the entry could not be read again.
+    """
+    build(kind, name, fields, name)
+    path = Path(folder) / kind / f"{name}.yaml"
+    text = yaml.safe_dump(dict(fields), sort_keys=False, width=10_000, allow_unicode=True, default_flow_style=None)
+    write_atomically(path, text)
     return path

@@ -1,6 +1,7 @@
 """Quantities with units, as people write them in YAML: "80 GiB", "200 Gbit/s", "35 us". GB is not GiB, bit is not byte."""
 
 import re
+from decimal import Decimal
 from functools import lru_cache
 from tokenize import TokenError
 from typing import TYPE_CHECKING
@@ -39,76 +40,89 @@ EXAMPLES = {
     "number": "a number",
 }
 
-_PREFIX = {
-    "": 1.0,
-    "k": 1e3,
-    "K": 1e3,
-    "M": 1e6,
-    "G": 1e9,
-    "T": 1e12,
-    "P": 1e15,
-    "Ki": 2**10,
-    "Mi": 2**20,
-    "Gi": 2**30,
-    "Ti": 2**40,
+_DECIMAL = {"": 0, "n": -9, "u": -6, "m": -3, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15}
+_BINARY = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40}
+_PREFIX = {p: Decimal(10) ** e for p, e in _DECIMAL.items()} | {p: Decimal(2) ** e for p, e in _BINARY.items()}
+_UNIT = {
+    "B": ("bytes", Decimal(1)),
+    "bit": ("bytes", Decimal("0.125")),
+    "B/s": ("bytes_per_second", Decimal(1)),
+    "bit/s": ("bytes_per_second", Decimal("0.125")),
+    "flop/s": ("flop_per_second", Decimal(1)),
+    "s": ("seconds", Decimal(1)),
+    "Hz": ("hertz", Decimal(1)),
+    "W": ("watt", Decimal(1)),
 }
-_PREFIXES = "Ki|Mi|Gi|Ti|k|K|M|G|T|P|"
-_SIMPLE = re.compile(rf"^\s*([0-9.]+(?:[eE][+-]?\d+)?)\s*(?:({_PREFIXES})(B|bit|flop)(/s)?|(n|u|m|)(s))\s*$")
-_PLAIN = re.compile(r"^[-+0-9.eE\s]{1,40}[A-Za-zµ/* ]{1,60}$")
-_SECONDS = {"n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1.0}
+COMMON = {
+    prefix + unit: (dimension, size * factor)
+    for unit, (dimension, factor) in _UNIT.items()
+    for prefix, size in _PREFIX.items()
+} | {
+    "USD/hour": ("usd_per_hour", Decimal(1)),
+    "USD/GB": ("usd_per_byte", Decimal("1e-9")),
+    "USD/GB/month": ("usd_per_byte_month", Decimal("1e-9")),
+}
+"""Spellings read without pint, whose import takes longer than loading a scenario; equal to what pint makes of them."""
+
+_COMMON = re.compile(r"([-+]?[0-9]{1,30}(?:\.[0-9]{1,30})?(?:[eE][-+]?[0-9]{1,3})?) ?([A-Za-z/]+)")
+_PLAIN = re.compile(r"[-+0-9.eE\s]{1,40}[A-Za-zµ/* ]{1,60}")  # powers and brackets would be computed, however large
+_LARGEST = 1e300
 
 
 def parse(given: object, dimension: str, field: str = "value") -> float:
     """A float in the SI unit of `dimension` (a key of `BASE`). Plain numbers are taken to be SI already.
 
-    Raises `DataError` for anything that is not a finite quantity of that dimension.
+    Raises `DataError` for anything that is not a finite quantity of that dimension; the problem names `field`.
     """
-    problem = Problem(field, repr(given), f"a quantity such as {EXAMPLES[dimension]}", "Plain numbers are SI units.")
-    if isinstance(given, bool) or not isinstance(given, (int, float, str)):
-        raise DataError("not a quantity", [problem])
-    if isinstance(given, (int, float)):
-        value = float(given) if abs(given) < 1e300 else float("inf")
+    if isinstance(given, str):
+        text = given.strip()
+        found = _common(text, dimension)
+        value = _with_pint(text, given, dimension, field) if found is None else found
+    elif isinstance(given, (int, float)) and not isinstance(given, bool):
+        value = float(given) if abs(given) < _LARGEST else float("inf")
     else:
-        found = _quick(given, dimension)
-        value = _with_pint(given, dimension, problem) if found is None else found
-    if not -1e300 < value < 1e300:
-        raise DataError("not a finite quantity", [problem])
+        raise _refused(given, dimension, field)
+    if not -_LARGEST < value < _LARGEST:
+        raise _refused(given, dimension, field, "It is not finite.")
     return value
 
 
-def _quick(text: str, dimension: str) -> float | None:
-    """The common spellings without loading pint; None for everything else. A test holds it equal to pint."""
-    match = _SIMPLE.match(text)
+def _refused(given: object, dimension: str, field: str, why: str = "Plain numbers are SI units.") -> DataError:
+    problem = Problem(field, repr(given)[:80], f"a quantity such as {EXAMPLES[dimension]}", why)
+    return DataError(f"not a quantity of {dimension.replace('_', ' ')}", [problem])
+
+
+def _common(text: str, dimension: str) -> float | None:
+    """The spellings of `COMMON`, rounded once; None for everything else."""
+    match = _COMMON.fullmatch(text)
     if match is None:
         return None
-    number, prefix, unit, rate, small, second = match.groups()
-    try:
-        value = float(number)
-    except ValueError:
-        return None
-    if second:
-        return value * _SECONDS[small] if dimension == "seconds" else None
-    wanted = ("flop" if unit == "flop" else "bytes") + ("_per_second" if rate else "")
-    return value * _PREFIX[prefix] * (0.125 if unit == "bit" else 1.0) if dimension == wanted else None
+    measures, factor = COMMON.get(match[2], ("", Decimal(0)))
+    return float(Decimal(match[1]) * factor) if measures == dimension else None
 
 
-def _with_pint(text: str, dimension: str, problem: Problem) -> float:
+def _with_pint(text: str, given: str, dimension: str, field: str) -> float:
     import pint
 
-    if not _PLAIN.match(text) or "**" in text:  # powers and brackets would be computed, however large
-        raise DataError("not a quantity", [problem])
-    registry = _registry()
+    if not _PLAIN.fullmatch(text) or "**" in text:
+        raise _refused(given, dimension, field)
     try:
-        return float(registry.Quantity(text).to(BASE[dimension]).magnitude)
+        quantity: pint.Quantity[float] = _registry().Quantity(text)
+        return float(quantity.to(BASE[dimension]).magnitude)
+    except pint.UndefinedUnitError as error:
+        raise _refused(given, dimension, field, f"There is no unit {', '.join(error.unit_names)!r}.") from None
+    except pint.DimensionalityError:
+        raise _refused(given, dimension, field, f"That is a quantity of {quantity.dimensionality}.") from None
     except (pint.PintError, ValueError, TypeError, AttributeError, ArithmeticError, SyntaxError, TokenError):
-        raise DataError("not a quantity", [problem]) from None
+        raise _refused(given, dimension, field) from None
 
 
 @lru_cache(maxsize=1)
 def _registry() -> "pint.UnitRegistry[float]":
     import pint
 
-    registry: pint.UnitRegistry[float] = pint.UnitRegistry()
+    registry: pint.UnitRegistry[float] = pint.UnitRegistry(on_redefinition="ignore")
+    registry.define("bit = [information]")  # of its own dimension: a byte is not a number, 1 GB/s is not a frequency
     registry.define("flop = [operation]")
     registry.define("usd = [currency] = USD")
     registry.define("byte = 8 * bit = B = octet")
