@@ -40,6 +40,23 @@ EXAMPLES = {
     "number": "a number",
 }
 
+DEFINITIONS = (
+    *("pico- = 1e-12 = p-", "nano- = 1e-9 = n-", "micro- = 1e-6 = µ- = u-", "milli- = 1e-3 = m-"),
+    *("kilo- = 1e3 = k-", "mega- = 1e6 = M-", "giga- = 1e9 = G-", "tera- = 1e12 = T-", "peta- = 1e15 = P-"),
+    *(
+        "kibi- = 2**10 = Ki-",
+        "mebi- = 2**20 = Mi-",
+        "gibi- = 2**30 = Gi-",
+        "tebi- = 2**40 = Ti-",
+        "pebi- = 2**50 = Pi-",
+    ),
+    *("second = [time] = s = sec", "minute = 60 * second = min", "hour = 60 * minute = h", "day = 24 * hour = d"),
+    *("week = 7 * day", "year = 365.25 * day", "month = year / 12", "hertz = 1 / second = Hz"),
+    *("bit = [information]", "byte = 8 * bit = B", "bps = bit / second", "flop = [operation]"),
+    *("watt = [power] = W", "usd = [currency] = USD", "percent = 0.01"),
+)
+"""All units there are, in pint's language. Its own list has barns and furlongs, and takes a byte for a plain number."""
+
 _DECIMAL = {"": 0, "n": -9, "u": -6, "m": -3, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15}
 _BINARY = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40}
 _PREFIX = {p: Decimal(10) ** e for p, e in _DECIMAL.items()} | {p: Decimal(2) ** e for p, e in _BINARY.items()}
@@ -121,9 +138,6 @@ def _with_pint(text: str, given: str, dimension: str, field: str) -> float:
 def _registry() -> "pint.UnitRegistry[float]":
     import pint
 
-    registry: pint.UnitRegistry[float] = pint.UnitRegistry(on_redefinition="ignore")
-    registry.define("bit = [information]")  # of its own dimension: a byte is not a number, 1 GB/s is not a frequency
-    registry.define("flop = [operation]")
-    registry.define("usd = [currency] = USD")
-    registry.define("byte = 8 * bit = B = octet")
+    registry: pint.UnitRegistry[float] = pint.UnitRegistry(None)
+    registry.load_definitions(DEFINITIONS)
     return registry
