@@ -86,16 +86,14 @@ def predict_gemm(frame: "pd.DataFrame", catalog: Catalog) -> Floats:
 
 def predict_elementwise(frame: "pd.DataFrame", catalog: Catalog) -> Floats:
     devices = _devices(frame, catalog)
-    return np.array(
-        [
-            estimate(
-                kernel(ELEMENTWISE[r.op], "float32", rows=int(r.rows), cols=int(r.cols)), devices[r.device]
-            ).seconds
-            if r.op in ELEMENTWISE and r.device in devices
-            else np.nan
-            for r in frame.itertuples()
-        ]
-    )
+    out = []
+    for row in _rows(frame):
+        if row["op"] not in ELEMENTWISE or row["device"] not in devices:
+            out.append(np.nan)
+            continue
+        moved = kernel(ELEMENTWISE[row["op"]], "float32", rows=int(row["rows"]), cols=int(row["cols"]))
+        out.append(estimate(moved, devices[row["device"]]).seconds)
+    return np.array(out)
 
 
 def predict_attention(frame: "pd.DataFrame", catalog: Catalog) -> Floats:

@@ -109,6 +109,7 @@ def _launch(plan: Plan, folder: Path) -> list[Mapping[str, Any]]:
         nproc_per_node=plan.n_ranks,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
+        run_id=plan.digest[:16],
         max_restarts=0,
         monitor_interval=0.1,
         start_method="spawn",

@@ -7,7 +7,6 @@ from costmodels.layers import Slice
 from simcore.errors import Problem
 from simcore.workloads.transformer_training import Workload
 
-
 MOST_PASSES = 1_000_000
 
 
