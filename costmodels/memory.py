@@ -1,61 +1,126 @@
-"""Memory of training and serving a transformer, in bytes on one rank."""
+"""Memory that training and serving a transformer take: model states, activations under each way to recompute, KV cache."""
+
+from dataclasses import dataclass
+from math import prod
 
 from costmodels.kernels import WIDTH_B
-from costmodels.layers import Slice
-from costmodels.transformer import TransformerShape
+from costmodels.transformer import EMBEDDING, HEAD, Parameter, TransformerShape, sharded_dim
+from costmodels.transformer_kernels import Recompute, Slice
 
 OVERHEAD_B = 2.5e9
-"""What the driver, the context, communicators' buffers and the allocator's gaps take on a GPU (assumption: 2 to 3 GB)."""
+"""What the context, communicators' buffers and the allocator's gaps take on a GPU (assumption: 2 to 3 GB)."""
 
 
-def state_B(parameters: float, dtype: str, grad_dtype: str, *, zero: int, shards: int) -> dict[str, float]:
-    """Weights, gradients and optimizer of `parameters` weights under ZeRO stage 0 to 3 over `shards` ranks
-    (Rajbhandari et al. 2020).
+def storage_dtype(precision: str) -> str:
+    """The dtype weights are kept in: fp8 training keeps them in bfloat16 and casts where it multiplies."""
+    return "bfloat16" if precision == "fp8" else precision
 
-    Mixed precision keeps a float32 copy of the weights and two moments, float32 two moments.
+
+def gradient_dtype(precision: str, *, master_weights: bool) -> str:
+    """The dtype gradients are summed and reduced in: with master weights float32 beside bfloat16, as in Megatron-LM."""
+    stored = storage_dtype(precision)
+    return "float32" if master_weights and stored == "bfloat16" else stored
+
+
+def local_elements(parameters: list[Parameter], tp: int, *, vocab_parallel: bool = False) -> int:
+    """Numbers that one of `tp` ranks holds of `parameters`."""
+    return sum(local_size(p, tp, vocab_parallel=vocab_parallel) for p in parameters)
+
+
+def local_size(parameter: Parameter, tp: int, *, vocab_parallel: bool = False) -> int:
+    """Numbers that one of `tp` ranks holds of one parameter."""
+    name, shape = parameter
+    dim = 0 if vocab_parallel and name in (EMBEDDING, HEAD) else sharded_dim(name)
+    if dim is None:
+        return prod(shape)
+    return prod(-(-size // tp) if d == dim else size for d, size in enumerate(shape))
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """Bytes of model states."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+
+
+def model_states(elements: float, precision: str, *, master_weights: bool, zero: int, shards: int) -> States:
+    """States of `elements` parameters under AdamW, of which ZeRO divides some by `shards` (Rajbhandari et al. 2020, section 3).
+
+    Stage 1 divides the optimizer, 2 gradients as well, 3 weights as well. The optimizer keeps two float32 moments, and a float32
+    copy of weights where `master_weights` and the weights are narrower: 16 bytes for each parameter in all with float16.
     """
-    width = WIDTH_B["bfloat16"] if dtype in ("fp8", "int8") else WIDTH_B[dtype]
-    optimizer = 8.0 if dtype == "float32" else 12.0
-    share = 1.0 / shards
-    return {
-        "weights": parameters * width * (share if zero >= 3 else 1.0),
-        "gradients": parameters * WIDTH_B[grad_dtype] * (share if zero >= 2 else 1.0),
-        "optimizer": parameters * optimizer * (share if zero >= 1 else 1.0),
-    }
+    each = bytes_per_parameter(precision, master_weights=master_weights)
+    return States(
+        weights=elements * each.weights / (shards if zero >= 3 else 1),
+        gradients=elements * each.gradients / (shards if zero >= 2 else 1),
+        optimizer=elements * each.optimizer / (shards if zero >= 1 else 1),
+    )
 
 
-def layer_activations_B(shape: TransformerShape, s: Slice, recompute: str, *, flash: bool = True) -> float:
-    """Activations that one layer keeps for one microbatch.
+def bytes_per_parameter(precision: str, *, master_weights: bool) -> States:
+    """Of one parameter, unsharded."""
+    width = WIDTH_B[storage_dtype(precision)]
+    gradient = WIDTH_B[gradient_dtype(precision, master_weights=master_weights)]
+    return States(width, gradient, 8.0 + (4.0 if master_weights and width < 4 else 0.0))
 
-    For GPT's layer these are Korthikanti et al. 2022, equations 1 to 6: s b h (34 + 5 a s / h) without parallelism; sequence
-    parallelism divides all of it by tp, tensor parallelism alone what lies inside attention and MLP. Flash attention, like
-    selective recomputation, does not keep the a s^2 term. Gated layers count their own tensors the same way.
+
+def layer_activation_B(shape: TransformerShape, part: Slice, recompute: Recompute) -> float:
+    """Bytes that the backward pass of one layer needs of one microbatch on one rank.
+
+    Sums the tensors of Korthikanti et al. 2022, section 4, for any shape. With heads x head_dim = hidden = h, an MLP of 4h, 16 bits
+    and dropout that is, for s x b tokens and a heads, sbh (10 + 24/t + 5as/ht) (eq. 2), with sequence parallelism
+    sbh/t (34 + 5as/h) (eq. 4); selective 34 sbh/t (eq. 6); full 2 sbh.
     """
-    cells = float(s.rows)
-    width = WIDTH_B[s.element]
-    norm_share = 1.0 / s.tp if s.sequence_parallel else 1.0
     if recompute == "full":
-        return width * cells * shape.hidden * norm_share
-    if shape.norm == "layernorm":
-        outside, inside = 10.0 / 2.0 * width, 24.0 / 2.0 * width
-        kept = cells * shape.hidden * (outside * norm_share + inside / s.tp)
-    else:
-        ffn = (3 if shape.gated else 2) * shape.ffn
-        inside = width * (2 * shape.q_dim + 2 * shape.kv_dim + ffn) / s.tp
-        kept = cells * (4 * width * shape.hidden * norm_share + inside)
-    if recompute == "none" and not flash:
-        kept += 2.5 * width * shape.heads / s.tp * s.seq_len * cells
-    return kept
+        return WIDTH_B[part.dtype] * part.norm_rows * shape.hidden
+    return attention_activation_B(shape, part, recompute) + mlp_activation_B(shape, part, recompute)
 
 
-def head_activations_B(shape: TransformerShape, s: Slice) -> float:
-    """Input of the last norm and of the logits, and the logits in float32 for the loss."""
-    vocab = shape.vocab / s.tp if s.vocab_parallel else float(shape.vocab)
-    norm_share = 1.0 / s.tp if s.sequence_parallel else 1.0
-    return s.rows * (2 * WIDTH_B[s.element] * shape.hidden * norm_share + 4.0 * vocab)
+def attention_activation_B(shape: TransformerShape, part: Slice, recompute: Recompute) -> float:
+    """The attention block's part of `layer_activation_B`: input of the norm and its output, Q, K, V, what attention keeps, its
+    output, a mask of dropout. Flash attention keeps only the logarithm of each row's sum (Dao et al. 2022, algorithm 2)."""
+    width, rows = WIDTH_B[part.dtype], part.rows
+    heads, kv_heads, d = part.heads(shape), part.kv_heads(shape), shape.head_dim
+    norm_output = 0 if _drops_outputs(part, recompute) else 1
+    kept = width * part.norm_rows * shape.hidden * (1 + norm_output)
+    kept += width * rows * d * (2 * heads + 2 * kv_heads)
+    if part.dropout:
+        kept += part.norm_rows * shape.hidden
+    if part.attention == "flash":
+        return kept + 4.0 * rows * heads
+    if recompute == "selective":
+        return kept
+    return kept + rows * heads * part.seq_len * (2 * width + 1 if part.dropout else width)
 
 
-def kv_cache_B(shape: TransformerShape, tokens: int, dtype: str = "bfloat16", tp: int = 1) -> float:
-    """Keys and values of `tokens` tokens in all layers; heads that do not divide are kept by several ranks."""
+def mlp_activation_B(shape: TransformerShape, part: Slice, recompute: Recompute) -> float:
+    """The MLP's part of `layer_activation_B`: input of the norm and its output, gate and up, their product, a mask of dropout."""
+    width = WIDTH_B[part.dtype]
+    drops = _drops_outputs(part, recompute)
+    inner = (2 if shape.gated else 1) + (0 if drops else 1)
+    kept = width * part.norm_rows * shape.hidden * (1 if drops else 2)
+    kept += width * part.rows * (shape.ffn // part.tp) * inner
+    return kept + (part.norm_rows * shape.hidden if part.dropout else 0.0)
+
+
+def _drops_outputs(part: Slice, recompute: Recompute) -> bool:
+    """Whether outputs of norms and of the activation function are computed again."""
+    return recompute == "selective" and part.attention == "flash"
+
+
+def embedding_activation_B(shape: TransformerShape, part: Slice) -> float:
+    """Token numbers, and a mask where there is dropout (Korthikanti et al. 2022, section 4.3)."""
+    return 8.0 * part.rows + (part.norm_rows * shape.hidden if part.dropout else 0.0)
+
+
+def head_activation_B(shape: TransformerShape, part: Slice) -> float:
+    """Input and output of the last norm, and float32 logits: 4sbh/t (1 + v/h) at 16 bits (Korthikanti et al. 2022, section 4.3)."""
+    return 2 * WIDTH_B[part.dtype] * part.norm_rows * shape.hidden + 4.0 * part.rows * part.vocab(shape)
+
+
+def kv_cache_B(shape: TransformerShape, tokens: int, dtype: str, *, tp: int = 1) -> float:
+    """Keys and values of `tokens` tokens in all layers, on one of `tp` ranks; a rank has at least one head."""
     heads = max(shape.kv_heads / tp, 1.0)
-    return 2.0 * shape.layers * heads * shape.head_dim * tokens * WIDTH_B[dtype]
+    return 2.0 * shape.layers * heads * shape.head_dim * WIDTH_B[dtype] * tokens

@@ -1,18 +1,29 @@
-"""Dense transformers by their sizes: named ones, and those of a Hugging Face `config.json`."""
+"""The shape of a dense decoder-only transformer: its parameters by name, and the FLOPs that training it needs.
 
-import difflib
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+Names are those of Hugging Face's Llama, whatever the family, so that plans and real modules speak of the same parameters.
+"""
 
-from costmodels.errors import InputError, Problem
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Literal
+
+Norm = Literal["rmsnorm", "layernorm"]
+Parameter = tuple[str, tuple[int, ...]]
+"""Fully qualified name and shape."""
+
+EMBEDDING = "model.embed_tokens.weight"
+POSITIONS = "model.embed_positions.weight"
+HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransformerShape:
-    """A decoder. `gated` has three matrices in its MLP (SwiGLU) instead of two; `norm` is rmsnorm or layernorm."""
+    """Sizes of a decoder-only transformer.
+
+    `ffn` is the inner width of the MLP; `gated` MLPs have a gate beside the up projection (SwiGLU). `max_len` is the longest
+    sequence; with `learned_positions` there is an embedding of that many rows. `qkv_bias` adds biases to the projections
+    of queries, keys and values, `bias` to all linear layers but the head, and to layer norms.
+    """
 
     layers: int
     hidden: int
@@ -21,191 +32,115 @@ class TransformerShape:
     kv_heads: int
     head_dim: int
     vocab: int
+    max_len: int
     gated: bool = True
     tied_embeddings: bool = False
-    norm: str = "rmsnorm"
-    max_len: int = 8192
+    norm: Norm = "rmsnorm"
+    learned_positions: bool = False
+    qkv_bias: bool = False
+    bias: bool = False
 
     @property
-    def q_dim(self) -> int:
+    def q_cols(self) -> int:
+        """Width of all queries together."""
         return self.heads * self.head_dim
 
     @property
-    def kv_dim(self) -> int:
+    def kv_cols(self) -> int:
+        """Width of all keys, which is that of all values."""
         return self.kv_heads * self.head_dim
 
-    @property
-    def layer_parameters(self) -> int:
-        """Weights of one layer; biases are left out, two norms are not."""
-        attention = self.hidden * (2 * self.q_dim + 2 * self.kv_dim)
-        return attention + (3 if self.gated else 2) * self.hidden * self.ffn + 2 * self.hidden
 
-    @property
-    def embedding_parameters(self) -> int:
-        return self.vocab * self.hidden
-
-    @property
-    def n_parameters(self) -> int:
-        ends = self.embedding_parameters * (1 if self.tied_embeddings else 2) + self.hidden
-        return self.layers * self.layer_parameters + ends
-
-    def flops_per_token(self, seq_len: int) -> float:
-        """Model FLOPs of one token, forward and backward, without recomputation (PaLM, appendix B): six for each weight of
-        a product, and attention, of which a causal model needs half of the square: 6 layers q_dim seq_len."""
-        products = self.layers * (self.layer_parameters - 2 * self.hidden) + self.embedding_parameters
-        return 6.0 * products + 6.0 * self.layers * self.q_dim * seq_len
-
-    def parameters(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Names as in Hugging Face's Llama and shapes (out, in), in the order in which modules register them."""
-        h, q, kv = self.hidden, self.q_dim, self.kv_dim
-        out: list[tuple[str, tuple[int, ...]]] = [("model.embed_tokens.weight", (self.vocab, h))]
-        for i in range(self.layers):
-            at = f"model.layers.{i}"
-            for name, width in (("q", q), ("k", kv), ("v", kv)):
-                out.append((f"{at}.self_attn.{name}_proj.weight", (width, h)))
-            out.append((f"{at}.self_attn.o_proj.weight", (h, q)))
-            for name in ("gate", "up") if self.gated else ("up",):
-                out.append((f"{at}.mlp.{name}_proj.weight", (self.ffn, h)))
-            out.append((f"{at}.mlp.down_proj.weight", (h, self.ffn)))
-            out += [(f"{at}.input_layernorm.weight", (h,)), (f"{at}.post_attention_layernorm.weight", (h,))]
-        out.append(("model.norm.weight", (h,)))
-        if not self.tied_embeddings:
-            out.append(("lm_head.weight", (self.vocab, h)))
-        return out
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+def parameters(shape: TransformerShape) -> list[Parameter]:
+    """(FQN, shape) of every parameter in the order in which Hugging Face's Llama registers them."""
+    found: list[Parameter] = [(EMBEDDING, (shape.vocab, shape.hidden))]
+    if shape.learned_positions:
+        found.append((POSITIONS, (shape.max_len, shape.hidden)))
+    for i in range(shape.layers):
+        found += layer_parameters(shape, i)
+    found += _norm(shape, "model.norm")
+    if not shape.tied_embeddings:
+        found.append((HEAD, (shape.vocab, shape.hidden)))
+    return found
 
 
-def _llama(layers: int, hidden: int, ffn: int, heads: int, kv_heads: int, vocab: int, max_len: int) -> TransformerShape:
-    return TransformerShape(
-        layers=layers, hidden=hidden, ffn=ffn, heads=heads, kv_heads=kv_heads, head_dim=hidden // heads, vocab=vocab,
-        max_len=max_len,
-    )  # fmt: skip
-
-
-def _gpt(layers: int, hidden: int, heads: int, vocab: int = 51200, max_len: int = 2048) -> TransformerShape:
-    return TransformerShape(
-        layers=layers, hidden=hidden, ffn=4 * hidden, heads=heads, kv_heads=heads, head_dim=hidden // heads, vocab=vocab,
-        gated=False, tied_embeddings=True, norm="layernorm", max_len=max_len,
-    )  # fmt: skip
-
-
-NAMED: Mapping[str, TransformerShape] = {
-    # Brown et al. 2020, table 2.1
-    "gpt2_124m": _gpt(12, 768, 12, 50257, 1024),
-    "gpt2_1_5b": _gpt(48, 1600, 25, 50257, 1024),
-    "gpt3_6_7b": _gpt(32, 4096, 32),
-    "gpt3_175b": _gpt(96, 12288, 96),
-    # Korthikanti et al. 2022, table 3
-    "megatron_22b": _gpt(48, 6144, 64),
-    "megatron_530b": _gpt(105, 20480, 128),
-    "megatron_1t": _gpt(128, 25600, 160),
-    # Touvron et al. 2023; Grattafiori et al. 2024, table 3
-    "llama2_7b": _llama(32, 4096, 11008, 32, 32, 32000, 4096),
-    "llama2_13b": _llama(40, 5120, 13824, 40, 40, 32000, 4096),
-    "llama2_70b": _llama(80, 8192, 28672, 64, 8, 32000, 4096),
-    "llama3_8b": _llama(32, 4096, 14336, 32, 8, 128256, 131072),
-    "llama3_70b": _llama(80, 8192, 28672, 64, 8, 128256, 131072),
-    "llama3_405b": _llama(126, 16384, 53248, 128, 8, 128256, 131072),
-}
-"""Shapes by name."""
-
-FIELDS = tuple(TransformerShape.__slots__)
-
-
-def model_shape(given: object, base_dir: Path) -> TransformerShape:
-    """A shape from a name, the path of a Hugging Face `config.json` (or its folder), or a mapping of fields.
-
-    Raises `InputError` with every problem, fields as `workload.model...`.
-    """
-    if isinstance(given, str):
-        if given in NAMED:
-            return NAMED[given]
-        path = base_dir / given
-        path = path / "config.json" if path.is_dir() else path
-        if path.suffix == ".json" and path.is_file():
-            return from_config(path)
-        close = difflib.get_close_matches(given, NAMED, n=3, cutoff=0.4)
-        advice = f"Did you mean {' or '.join(close)}?" if close else ""
-        allowed = f"{', '.join(NAMED)}, or the path of a config.json"
-        raise InputError("unknown model", [Problem("workload.model", repr(given), allowed, advice)])
-    if isinstance(given, dict):
-        return from_fields(given)
-    raise InputError("not a model", [Problem("workload.model", repr(given), "a name, a path or a mapping of sizes")])
-
-
-def from_fields(given: Mapping[str, Any]) -> TransformerShape:
-    """A shape from its own field names; kv_heads, head_dim and what has a default may be left out."""
-    fields = dict(given)
-    if isinstance(fields.get("heads"), int) and fields["heads"] > 0:
-        fields.setdefault("kv_heads", fields["heads"])
-        if isinstance(fields.get("hidden"), int):
-            fields.setdefault("head_dim", fields["hidden"] // fields["heads"])
-    problems = [
-        Problem(f"workload.model.{key}", "an unknown field", ", ".join(FIELDS), _close(str(key)))
-        for key in fields
-        if key not in FIELDS
+def layer_parameters(shape: TransformerShape, layer: int) -> list[Parameter]:
+    """(FQN, shape) of one layer, as in `parameters`."""
+    at, h = f"model.layers.{layer}", shape.hidden
+    qkv_bias = shape.bias or shape.qkv_bias
+    found = [
+        *_linear(f"{at}.self_attn.q_proj", shape.q_cols, h, qkv_bias),
+        *_linear(f"{at}.self_attn.k_proj", shape.kv_cols, h, qkv_bias),
+        *_linear(f"{at}.self_attn.v_proj", shape.kv_cols, h, qkv_bias),
+        *_linear(f"{at}.self_attn.o_proj", h, shape.q_cols, shape.bias),
     ]
-    sizes = ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "max_len")
-    for key in sizes:
-        value = fields.get(key, 8192 if key == "max_len" else None)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 10_000_000:
-            problems.append(Problem(f"workload.model.{key}", repr(value)[:60], "a whole number from 1 to 10,000,000"))
-    if isinstance(fields.get("layers"), int) and fields["layers"] > 10_000:
-        problems.append(Problem("workload.model.layers", str(fields["layers"]), "at most 10,000"))
-    for key in ("gated", "tied_embeddings"):
-        if not isinstance(fields.get(key, True), bool):
-            problems.append(Problem(f"workload.model.{key}", repr(fields[key])[:60], "true or false"))
-    if fields.get("norm", "rmsnorm") not in ("rmsnorm", "layernorm"):
-        problems.append(Problem("workload.model.norm", repr(fields["norm"])[:60], "rmsnorm or layernorm"))
-    if not problems and fields["heads"] % fields["kv_heads"]:
-        problems.append(
-            Problem("workload.model.kv_heads", str(fields["kv_heads"]), f"a divisor of heads ({fields['heads']})")
-        )
-    if problems:
-        raise InputError("a model that cannot be", problems)
-    return TransformerShape(**fields)
+    if shape.gated:
+        found += _linear(f"{at}.mlp.gate_proj", shape.ffn, h, shape.bias)
+    found += _linear(f"{at}.mlp.up_proj", shape.ffn, h, shape.bias)
+    found += _linear(f"{at}.mlp.down_proj", h, shape.ffn, shape.bias)
+    return found + _norm(shape, f"{at}.input_layernorm") + _norm(shape, f"{at}.post_attention_layernorm")
 
 
-def _close(key: str) -> str:
-    close = difflib.get_close_matches(key, FIELDS, n=1)
-    return f"Did you mean {close[0]}?" if close else ""
+def _linear(name: str, out: int, into: int, bias: bool) -> list[Parameter]:
+    weight: list[Parameter] = [(f"{name}.weight", (out, into))]
+    return [*weight, (f"{name}.bias", (out,))] if bias else weight
 
 
-def from_config(path: Path) -> TransformerShape:
-    """A shape from Hugging Face's `config.json` of a llama-like (llama, mistral, qwen2), gpt2 or gpt_neox model."""
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(
-            "unreadable model", [Problem("workload.model", str(path), "a config.json", str(error))]
-        ) from error
-    if not isinstance(config, dict):
-        raise InputError("unreadable model", [Problem("workload.model", str(path), "a JSON object")])
-    if config.get("model_type") == "gpt2":
-        names = {
-            "layers": "n_layer",
-            "hidden": "n_embd",
-            "heads": "n_head",
-            "vocab": "vocab_size",
-            "max_len": "n_positions",
-        }
-    else:
-        names = {
-            "layers": "num_hidden_layers",
-            "hidden": "hidden_size",
-            "heads": "num_attention_heads",
-            "kv_heads": "num_key_value_heads",
-            "head_dim": "head_dim",
-            "ffn": "intermediate_size",
-            "vocab": "vocab_size",
-            "max_len": "max_position_embeddings",
-        }
-    fields: dict[str, Any] = {ours: config[theirs] for ours, theirs in names.items() if config.get(theirs) is not None}
-    old = config.get("model_type") in ("gpt2", "gpt_neox")
-    if config.get("model_type") == "gpt2" and isinstance(fields.get("hidden"), int):
-        fields["ffn"] = config.get("n_inner") or 4 * fields["hidden"]
-    fields |= {"gated": not old, "norm": "layernorm" if old else "rmsnorm"}
-    fields["tied_embeddings"] = bool(config.get("tie_word_embeddings", config.get("model_type") == "gpt2"))
-    return from_fields(fields)
+def _norm(shape: TransformerShape, name: str) -> list[Parameter]:
+    weight: list[Parameter] = [(f"{name}.weight", (shape.hidden,))]
+    return [*weight, (f"{name}.bias", (shape.hidden,))] if shape.norm == "layernorm" else weight
+
+
+def end_parameters(shape: TransformerShape) -> tuple[list[Parameter], list[Parameter]]:
+    """(FQN, shape) of what comes before the layers, and of what comes after them."""
+    ends = parameters(replace(shape, layers=0))
+    split = 2 if shape.learned_positions else 1
+    return ends[:split], ends[split:]
+
+
+def elements(parameters: list[Parameter]) -> int:
+    """Numbers in all of them together."""
+    return sum(prod(shape) for _, shape in parameters)
+
+
+def layer_elements(shape: TransformerShape) -> int:
+    """Parameters of one layer."""
+    return elements(layer_parameters(shape, 0))
+
+
+def total_elements(shape: TransformerShape) -> int:
+    """Parameters of the whole model."""
+    first, last = end_parameters(shape)
+    return elements(first) + shape.layers * layer_elements(shape) + elements(last)
+
+
+def sharded_dim(name: str) -> int | None:
+    """The dimension along which tensor parallelism splits a layer's parameter, None where every rank has all of it.
+
+    Megatron style (Shoeybi et al. 2019, section 3): queries, keys, values, gate and up by rows of their (out, in) weight, output
+    and down by columns; biases go with the rows.
+    """
+    module, _, kind = name.rpartition(".")
+    projection = module.rpartition(".")[2]
+    if projection in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"):
+        return 0
+    if projection in ("o_proj", "down_proj") and kind == "weight":
+        return 1
+    return None
+
+
+def forward_flops_per_token(shape: TransformerShape, seq_len: int, *, causal: bool) -> float:
+    """Multiply-adds of all matrix products of the forward pass count two. Elementwise work is not counted.
+
+    Korthikanti et al. 2022, appendix A, for any shape: linear layers, the two attention products (the full square, or with
+    `causal` the half that a causal mask leaves) and the head.
+    """
+    mlp = (3 if shape.gated else 2) * shape.hidden * shape.ffn
+    linear = shape.hidden * (2 * shape.q_cols + 2 * shape.kv_cols) + mlp
+    attended = (seq_len + 1) / 2 if causal else seq_len
+    return 2.0 * (shape.layers * (linear + 2 * shape.q_cols * attended) + shape.hidden * shape.vocab)
+
+
+def training_flops(shape: TransformerShape, seq_len: int, sequences: int, *, causal: bool = False) -> float:
+    """Model FLOPs of one iteration: the forward pass and twice as much backward, nothing recomputed."""
+    return 3.0 * forward_flops_per_token(shape, seq_len, causal=causal) * seq_len * sequences

@@ -1,78 +1,98 @@
-"""In which order a pipeline stage works: 1F1B and its interleaved form (Narayanan et al. 2021, sections 2.2 and 3.2)."""
+"""Order of forward and backward passes on the stages of a pipeline, and which layers each stage holds."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 
-class Step(NamedTuple):
-    """One pass of microbatch `microbatch` through chunk `chunk` of a stage."""
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One microbatch through one chunk of a stage."""
 
     forward: bool
     microbatch: int
     chunk: int
 
 
-def stage_steps(stage: int, stages: int, chunks: int, microbatches: int) -> list[Step]:
-    """The steps of one stage: some forward passes to fill the pipeline, one forward and one backward in turn, the rest backward."""
-    total = microbatches * chunks
-    if chunks == 1:
-        warm = min(stages - stage - 1, total)
-    else:
-        warm = total if microbatches == stages else min((stages - stage - 1) * 2 + (chunks - 1) * stages, total)
-    forward = [Step(True, *_position(i, stages, chunks)) for i in range(total)]
-    backward = [Step(False, m, chunks - 1 - c) for m, c in (_position(i, stages, chunks) for i in range(total))]
-    steps = forward[:warm]
-    for i in range(total - warm):
-        steps += [forward[warm + i], backward[i]]
-    return steps + backward[total - warm :]
+def stage_order(stage: int, stages: int, chunks: int, microbatches: int) -> list[Pass]:
+    """What one stage does in an iteration: 1F1B, with several chunks interleaved.
 
-
-def _position(i: int, stages: int, chunks: int) -> tuple[int, int]:
-    """Microbatch and chunk of the i-th pass: `stages` microbatches through one chunk, then the same through the next."""
-    if chunks == 1:
-        return i, 0
-    group, within = divmod(i, stages * chunks)
-    chunk, microbatch = divmod(within, stages)
-    return group * stages + microbatch, chunk
-
-
-def merged(orders: Sequence[Sequence[Step]]) -> list[tuple[int, Step]]:
-    """All stages' steps in one order that respects what each waits for: (stage, step).
-
-    A chunk on stage s is virtual stage chunk * stages + s. Forward waits for the virtual stage before, backward for the one after
-    and for its own forward. Raises `AssertionError` for orders that wait in a circle.
+    After as many forward passes as it takes until the first gradient comes back, forward and backward take turns
+    (Narayanan et al. 2021, sections 2.2.1 and 2.2.2). Microbatches go through the chunks in groups of `stages`.
     """
-    stages = len(orders)
-    last = max((step.chunk for order in orders for step in order), default=0) * stages + stages - 1
-    done: set[tuple[bool, int, int]] = set()
-    at = [0] * stages
-    out: list[tuple[int, Step]] = []
-    while len(out) < sum(len(order) for order in orders):
-        before = len(out)
-        for stage, order in enumerate(orders):
-            while at[stage] < len(order) and _ready(order[at[stage]], stage, stages, last, done):
-                step = order[at[stage]]
-                done.add((step.forward, step.microbatch, step.chunk * stages + stage))
-                out.append((stage, step))
-                at[stage] += 1
-        assert len(out) > before, "a schedule that waits for itself"
-    return out
+    forwards = _chunk_order(stages, chunks, microbatches)
+    backwards = [(m, chunks - 1 - c) for m, c in forwards]
+    warm_up = min(warm_up_passes(stage, stages, chunks), len(forwards))
+    order = [Pass(True, m, c) for m, c in forwards[:warm_up]]
+    for (m, c), (n, d) in zip(forwards[warm_up:], backwards, strict=False):
+        order += [Pass(True, m, c), Pass(False, n, d)]
+    return order + [Pass(False, m, c) for m, c in backwards[len(forwards) - warm_up :]]
 
 
-def _ready(step: Step, stage: int, stages: int, last: int, done: set[tuple[bool, int, int]]) -> bool:
-    virtual = step.chunk * stages + stage
-    if step.forward:
-        return virtual == 0 or (True, step.microbatch, virtual - 1) in done
-    own = (True, step.microbatch, virtual) in done
-    return own and (virtual == last or (False, step.microbatch, virtual + 1) in done)
+def warm_up_passes(stage: int, stages: int, chunks: int) -> int:
+    """Forward passes before the first backward one."""
+    if chunks == 1:
+        return stages - stage - 1
+    return 2 * (stages - stage - 1) + (chunks - 1) * stages
 
 
-def layers_of_chunks(layers: int, chunks: int) -> list[int]:
-    """Layers of each virtual stage. What does not divide is taken from the first and the last, which hold the vocabulary, then
-    from the ones after the first (Grattafiori et al. 2024, section 3.3.2, do so for 126 layers on 16 stages)."""
-    share = -(-layers // chunks)
-    out = [share] * chunks
-    order = [0, chunks - 1, *range(1, chunks - 1)]
-    for i in range(share * chunks - layers):
-        out[order[i % chunks]] -= 1
-    return out
+def _chunk_order(stages: int, chunks: int, microbatches: int) -> list[tuple[int, int]]:
+    """(microbatch, chunk) of forward passes in order."""
+    order = []
+    for first in range(0, microbatches, stages):
+        group = range(first, min(first + stages, microbatches))
+        order += [(m, c) for c in range(chunks) for m in group]
+    return order
+
+
+def pipeline_order(stages: int, chunks: int, microbatches: int) -> Iterator[tuple[int, Pass]]:
+    """(stage, pass) of all stages merged so that every pass comes after the one whose result it needs.
+
+    Forward needs the chunk before, backward the chunk behind and its own forward. A microbatch goes through chunk 0 of all stages,
+    then chunk 1, ...
+    """
+    orders = [stage_order(s, stages, chunks, microbatches) for s in range(stages)]
+    position = [0] * stages
+    done: set[tuple[bool, int, int]] = set()  # (forward, microbatch, virtual stage)
+    last = stages * chunks - 1
+    left = sum(map(len, orders))
+    while left:
+        before = left
+        for s, order in enumerate(orders):
+            while position[s] < len(order):
+                step = order[position[s]]
+                at = step.chunk * stages + s
+                need = (True, step.microbatch, at - 1) if step.forward else (False, step.microbatch, at + 1)
+                if at == last and not step.forward:
+                    need = (True, step.microbatch, at)
+                if not (step.forward and at == 0) and need not in done:
+                    break
+                done.add((step.forward, step.microbatch, at))
+                position[s] += 1
+                left -= 1
+                yield s, step
+        assert left < before, "the stages wait for each other"
+
+
+def layers_of_chunks(layers: int, stages: int, chunks: int, *, ends_count: bool = False) -> list[list[range]]:
+    """Layers by stage and chunk: consecutive runs, dealt to the stages in turn.
+
+    With `ends_count` embedding and head take the place of one layer each, so that the first and the last chunk hold one less
+    (Llama 3, section 3.3.2).
+    """
+    places = layers + 2 if ends_count else layers
+    assert places % (stages * chunks) == 0
+    each, shift = places // (stages * chunks), 1 if ends_count else 0
+
+    def run(at: int) -> range:
+        return range(max(at * each - shift, 0), min((at + 1) * each - shift, layers))
+
+    return [[run(c * stages + s) for c in range(chunks)] for s in range(stages)]
+
+
+def peak_passes(order: Sequence[Pass]) -> int:
+    """Most forward passes whose backward pass has not ended, over the order of one stage."""
+    held = peak = 0
+    for step in order:
+        held += 1 if step.forward else -1
+        peak = max(peak, held)
+    return peak

@@ -1,220 +1,179 @@
-"""Training listed chunk by chunk, for pipelines and large clusters: one computation for each pass of a microbatch through a chunk.
+"""Plans with a task for each pass of a microbatch through a chunk of layers: for pipelines, context parallelism, large clusters.
 
     m3/s2c1/fwd, m3/s2c1/fwd/tp, m3/s2c1/fwd/send, ..., m3/s2c1/bwd, ..., grad/s2/bucket0, ..., optimizer/s2, param/s2/bucket0
 
-Tensor-parallel collectives stand between the layers' halves and hide behind nothing, so a chunk's are one task that follows its
-computation. With sequence parallelism an all-reduce is a reduce-scatter and an all-gather of the same volume.
+Passes whose gradients are reduced while they are computed, and with ZeRO 3 all passes, go layer by layer: m3/s2c1/bwd/layer17.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
-from costmodels.kernels import WIDTH_B, kernel
-from costmodels.layers import Slice, embed, head, layer, merged
-from costmodels.memory import head_activations_B, layer_activations_B
-from simcore.parallelism import Parallelism
-from simcore.plan import Collective, CollectiveKind, Compute, Transfer
-from simcore.schedule import Step, stage_steps
-from simcore.schedule import merged as merged_steps
-from simcore.training_plan import Listing, Tasks, chunk_layers, stage_parameters
-from simcore.workloads.transformer_training import Workload
+from costmodels.kernels import WIDTH_B
+from costmodels.memory import gradient_dtype
+from simcore.chunk_sizes import ChunkSizes, Piece, PieceOps
+from simcore.draft import Draft
+from simcore.gradient_buckets import Bucket
+from simcore.plan import Collective, Transfer
+from simcore.schedule import Pass, pipeline_order
+from simcore.training import Choice, stage_name
+from simcore.training_ops import gather_parameters, optimizer, reduce_gradients
+from simcore.workloads.transformer_training import TransformerTraining
+
+ENDS = "ends"
+"""Group of the first and the last stage, which share a tied embedding."""
 
 
-@dataclass(slots=True)
-class _Chunks:
-    """Sizes that every task needs, and the tasks so far."""
+class ChunkWriter:
+    """Lists the tasks of all stages. `tails` holds for each stage the tasks that its next computation follows, `before` those
+    that the last one followed, `reduced` those that its optimizer follows."""
 
-    workload: Workload
-    p: Parallelism
-    s: Slice
-    layers: list[int]  # by virtual stage
-    listing: Listing = field(default_factory=Listing)
-    ops: dict[tuple[object, ...], Compute] = field(default_factory=dict)
-    out: dict[tuple[bool, int, int], str] = field(
-        default_factory=dict
-    )  # last task of a pass, by (forward, microbatch, virtual)
-    arrived: dict[tuple[bool, int, int], str] = field(default_factory=dict)  # the transfer that brings its input
+    def __init__(
+        self, workload: TransformerTraining, choice: Choice, sizes: ChunkSizes, buckets: Sequence[Sequence[Bucket]]
+    ) -> None:
+        self.workload, self.choice, self.sizes, self.buckets = workload, choice, sizes, buckets
+        self.draft = Draft()
+        self.tails: list[tuple[str, ...]] = [()] * choice.pp
+        self.before: list[tuple[str, ...]] = [()] * choice.pp
+        self.reduced: list[list[str]] = [[] for _ in range(choice.pp)]
+        self.arrived: dict[tuple[bool, int, int], str] = {}
+        self.fetched: dict[tuple[int, int], list[str]] = {}
+        self.ops: dict[tuple[int, tuple[int, bool, bool], bool], tuple[PieceOps, float]] = {}
+        self.sends: dict[tuple[int, bool], Transfer] = {}
+        self.sharded = choice.zero == 3 and choice.shards > 1
 
-    @property
-    def last_virtual(self) -> int:
-        return len(self.layers) - 1
+    def write(self) -> Draft:
+        """All tasks of one iteration."""
+        choice, microbatches = self.choice, self.choice.microbatches(self.workload)
+        if choice.overlap_param_gather:
+            self._fetch_parameters()
+        for stage, step in pipeline_order(choice.pp, choice.vpp, microbatches):
+            self._pass(stage, step)
+        for stage in range(choice.pp if not choice.overlap else 0):
+            self._reduce(stage, self.buckets[stage], microbatches - 1)
+        self._sum_tied_embeddings()
+        for stage in range(choice.pp):
+            self._finish(stage)
+        return self.draft
 
-    def compute_op(self, virtual: int, *, forward: bool) -> Compute:
-        """The computation of a chunk, one object for all microbatches."""
-        key = (virtual % self.p.pp, self.layers[virtual], virtual == 0, virtual == self.last_virtual, forward)
+    def _pass(self, stage: int, step: Pass) -> None:
+        """One microbatch through one chunk, and on to the next stage."""
+        whole = self.sizes.chunks[stage][step.chunk]
+        at = f"m{step.microbatch}/s{stage}c{step.chunk}/{'fwd' if step.forward else 'bwd'}"
+        virtual = step.chunk * self.choice.pp + stage
+        waits = [self.arrived.pop((step.forward, step.microbatch, virtual), None)]
+        if step.forward:
+            waits += self.fetched.pop((stage, step.chunk), [])
+        due = self._due(stage, step)
+        if self.sharded or due:
+            parts = whole.split()
+            for name, part in parts if step.forward else reversed(parts):
+                self._piece(stage, f"{at}/{name}", part, waits, forward=step.forward)
+                self._reduce(stage, [b for b in due if b.closes == name], step.microbatch)
+                waits = []
+        else:
+            self._piece(stage, at, whole, waits, forward=step.forward)
+        self._send(stage, step, at, virtual)
+
+    def _due(self, stage: int, step: Pass) -> list[Bucket]:
+        """Buckets to reduce during a pass."""
+        if step.forward or not self.choice.overlap:
+            return []
+        return [b for b in self.buckets[stage] if b.chunk == step.chunk and step.microbatch in b.microbatches]
+
+    def _piece(self, stage: int, name: str, piece: Piece, waits: Sequence[str | None], *, forward: bool) -> None:
+        """The tasks of one pass through a piece."""
+        key = (stage, piece.kind, forward)
         if key not in self.ops:
-            shape, s, recompute = self.workload.shape, self.s, self.p.recompute
-            kernels = merged(layer(shape, s, backward=not forward, recompute=recompute), self.layers[virtual])
-            if virtual == 0:
-                kernels += embed(shape, s, backward=not forward)
-            if virtual == self.last_virtual:
-                kernels += head(shape, s, backward=not forward)
-            self.ops[key] = Compute(group=f"stage{virtual % self.p.pp}", kernels=tuple(k for k in kernels if k.count))
-        return self.ops[key]
+            self.ops[key] = (self.sizes.ops(stage, piece, forward=forward), self.sizes.activation_B(piece))
+        ops, held = self.ops[key]
+        gathered = self._gather(stage, name, piece)
+        start = self._line(name, ops.before, (*self.tails[stage], *waits, gathered))
+        done = [self.draft.add(name, ops.compute, start, held if forward else -held)]
+        beside = [self.draft.add(f"{name}/{n}", op, start) for n, op in ops.beside]
+        if ops.core is not None:
+            core = self.draft.add(f"{name}/attn", ops.core, done)
+            beside += [self.draft.add(f"{name}/{n}", op, done) for n, op in ops.beside_core]
+            done = [core]
+        self.before[stage] = self.tails[stage]
+        self.tails[stage] = tuple(t for t in self._line(name, ops.after, (*done, *beside)) if t)
+        if self.sharded and not forward:
+            op = reduce_gradients(stage_name(stage), self.sizes.elements(piece), self.workload, self.choice)
+            self.reduced[stage].append(self.draft.add(f"{name}/reduce_scatter", op, self.tails[stage]))
 
-    def activation_B(self, virtual: int) -> float:
-        """What a chunk keeps of one microbatch from its forward to its backward pass."""
-        kept = self.layers[virtual] * layer_activations_B(self.workload.shape, self.s, self.p.recompute)
-        if virtual == self.last_virtual:
-            kept += head_activations_B(self.workload.shape, self.s)
-        return kept
+    def _line(
+        self, name: str, collectives: Sequence[tuple[str, Collective]], after: Sequence[str | None]
+    ) -> tuple[str | None, ...]:
+        """Collectives one after the other; what comes next waits for the result."""
+        waits = tuple(after)
+        for suffix, op in collectives:
+            waits = (self.draft.add(f"{name}/{suffix}", op, waits),)
+        return waits
 
-    @property
-    def boundary_B(self) -> float:
-        """Activations between two layers on one rank of the tensor-parallel group."""
-        return self.s.rows * self.workload.shape.hidden * WIDTH_B[self.s.element]
+    def _gather(self, stage: int, name: str, piece: Piece) -> str | None:
+        """ZeRO 3's all-gather of a piece's parameters; with overlap it is under way while the piece before computes."""
+        if not self.sharded:
+            return None
+        op = gather_parameters(stage_name(stage), self.sizes.elements(piece), self.workload, self.choice)
+        after = self.before[stage] if self.choice.overlap else self.tails[stage]
+        return self.draft.add(f"{name}/all_gather", op, after)
 
+    def _send(self, stage: int, step: Pass, at: str, virtual: int) -> None:
+        """Hidden states to the next virtual stage, or their gradients to the one before."""
+        target = virtual + 1 if step.forward else virtual - 1
+        if not 0 <= target < self.choice.pp * self.choice.vpp:
+            return
+        arrival = (step.forward, step.microbatch, target)
+        if target % self.choice.pp == stage:
+            self.arrived[arrival] = self.tails[stage][0]
+            return
+        key = (stage, step.forward)
+        if key not in self.sends:
+            source, to = stage_name(stage), stage_name(target % self.choice.pp)
+            stream = f"{'fwd' if step.forward else 'bwd'} from {source}"
+            self.sends[key] = Transfer(source=source, target=to, nbytes=self.sizes.boundary_B, stream=stream)
+        self.arrived[arrival] = self.draft.add(f"{at}/send", self.sends[key], self.tails[stage])
 
-def chunk_tasks(workload: Workload, p: Parallelism) -> Tasks:
-    """Tasks of one iteration and the buckets of gradients, by stage."""
-    c = _Chunks(workload, p, p.part(workload), chunk_layers(workload, p))
-    microbatches = p.microbatches(workload)
-    orders = [stage_steps(s, p.pp, p.vpp, microbatches) for s in range(p.pp)]
-    for stage, step in merged_steps(orders):
-        _pass(c, stage, step)
-    buckets: dict[str, list[list[str]]] = {}
-    for stage in range(p.pp):
-        buckets[f"stage{stage}"] = _finish_stage(c, stage, microbatches - 1)
-    return c.listing.tasks, buckets
+    def _reduce(self, stage: int, buckets: Sequence[Bucket], microbatch: int) -> None:
+        """Sum the gradients of some buckets over the replicas; ZeRO 2 does so before the last microbatch too."""
+        for bucket in buckets:
+            op = reduce_gradients(stage_name(stage), bucket.elements, self.workload, self.choice)
+            early = "" if microbatch == bucket.microbatches[-1] else f"m{microbatch}/"
+            name = f"{early}grad/s{stage}/bucket{bucket.number}"
+            self.reduced[stage].append(self.draft.add(name, op, self.tails[stage]))
 
+    def _sum_tied_embeddings(self) -> None:
+        """First and last stage have the same embedding and sum its gradients."""
+        if not tied_across_stages(self.workload, self.choice):
+            return
+        last = self.choice.pp - 1
+        model = self.workload.model
+        dtype = gradient_dtype(self.workload.precision, master_weights=self.choice.master_weights)
+        nbytes = int(-(-model.vocab // self.choice.tp) * model.hidden * WIDTH_B[dtype])
+        op = Collective(kind="all_reduce", group=ENDS, along=("end",), nbytes=nbytes, dtype=dtype, stream="grad")
+        waits = (*self.tails[0], *self.tails[last], *self.reduced[0], *self.reduced[last])
+        done = self.draft.add("grad/embedding", op, waits)
+        self.reduced[0].append(done)
+        self.reduced[last].append(done)
 
-def _pass(c: _Chunks, stage: int, step: Step) -> None:
-    """One microbatch through one chunk: wait for the input, gather weights, compute, synchronise, send on."""
-    virtual = step.chunk * c.p.pp + stage
-    way = "fwd" if step.forward else "bwd"
-    at = f"m{step.microbatch}/s{stage}c{step.chunk}/{way}"
-    key = (step.forward, step.microbatch, virtual)
-    waits = [c.arrived.get(key)]
-    if c.p.zero == 3:
-        waits.append(_gather(c, stage, at, virtual))
-    kept = c.activation_B(virtual) * (1 if step.forward else -1)
-    last = c.listing.add(at, c.compute_op(virtual, forward=step.forward), *waits, activation_B=kept)
-    last = _tensor_parallel(c, stage, at, virtual, last, forward=step.forward)
-    last = _context_parallel(c, stage, at, virtual, last, forward=step.forward)
-    if c.p.zero >= 2 and not step.forward:
-        _scatter(c, stage, at, virtual, last)
-    c.out[key] = last
-    following = virtual + 1 if step.forward else virtual - 1
-    if 0 <= following <= c.last_virtual:
-        _send(c, at, stage, following, key, last)
+    def _finish(self, stage: int) -> None:
+        """The optimizer, and with ZeRO 1 and 2 the gathering of what it wrote, unless the next iteration begins with it."""
+        group = stage_name(stage)
+        elements = sum(map(self.sizes.elements, self.sizes.chunks[stage]))
+        step = optimizer(group, elements, self.workload, self.choice)
+        done = self.draft.add(f"optimizer/s{stage}", step, (*self.tails[stage], *self.reduced[stage]))
+        if self.choice.zero in (1, 2) and not self.choice.overlap_param_gather:
+            for bucket in self.buckets[stage]:
+                op = gather_parameters(group, bucket.elements, self.workload, self.choice)
+                self.draft.add(f"param/s{stage}/bucket{bucket.number}", op, (done,))
 
-
-def _send(c: _Chunks, at: str, stage: int, following: int, key: tuple[bool, int, int], last: str) -> None:
-    """Activations or their gradients to the next virtual stage; with sequence parallelism each rank sends its part of them."""
-    target = following % c.p.pp
-    arrival = (key[0], key[1], following)
-    if target == stage:
-        c.arrived[arrival] = last
-        return
-    size = c.boundary_B / (c.p.tp if c.p.sequence_parallel else 1)
-    stream = f"send {'fwd' if key[0] else 'bwd'}"
-    op = Transfer(source=f"stage{stage}", target=f"stage{target}", nbytes=round(size), stream=f"{stream} {stage % 2}")
-    c.arrived[arrival] = c.listing.add(f"{at}/send", op, last)
-
-
-def _collective(
-    c: _Chunks,
-    stage: int,
-    name: str,
-    kind: CollectiveKind,
-    along: tuple[str, ...],
-    size: float,
-    stream: str,
-    *after: str,
-    repeat: int = 1,
-) -> str:
-    dtype = c.workload.grad_precision if stream == "grad" else c.s.element
-    op = Collective(
-        kind=kind, group=f"stage{stage}", along=along, nbytes=round(size), dtype=dtype, repeat=repeat, stream=stream
-    )
-    return c.listing.add(name, op, *after)
-
-
-def _tensor_parallel(c: _Chunks, stage: int, at: str, virtual: int, last: str, *, forward: bool) -> str:
-    """Two all-reduces a layer and direction (Shoeybi et al. 2019, figure 3); full recomputation repeats the forward ones."""
-    if c.p.tp == 1:
-        return last
-    times = 2 * c.layers[virtual] * (2 if c.p.recompute == "full" and not forward else 1)
-    times += 1 if virtual in (0, c.last_virtual) else 0
-    if times == 0:
-        return last
-    if not c.p.sequence_parallel:
-        return _collective(c, stage, f"{at}/tp", "all_reduce", ("tp",), c.boundary_B, "compute", last, repeat=times)
-    scattered = _collective(
-        c, stage, f"{at}/tp/scatter", "reduce_scatter", ("tp",), c.boundary_B, "compute", last, repeat=times
-    )
-    return _collective(c, stage, f"{at}/tp", "all_gather", ("tp",), c.boundary_B, "compute", scattered, repeat=times)
+    def _fetch_parameters(self) -> None:
+        """Parameters that the optimizer of the iteration before wrote, chunk by chunk; a chunk's first pass waits for its own."""
+        for stage, buckets in enumerate(self.buckets):
+            for bucket in reversed(buckets):
+                op = gather_parameters(stage_name(stage), bucket.elements, self.workload, self.choice)
+                name = self.draft.add(f"param/s{stage}/bucket{bucket.number}", op)
+                self.fetched.setdefault((stage, bucket.chunk), []).append(name)
 
 
-def _context_parallel(c: _Chunks, stage: int, at: str, virtual: int, last: str, *, forward: bool) -> str:
-    """Keys and values of the whole sequence, gathered in forward, their gradients scattered in backward
-    (Grattafiori et al. 2024, section 3.3.2)."""
-    if c.p.cp == 1 or not c.layers[virtual]:
-        return last
-    size = (
-        2 * c.s.rows * c.p.cp * max(c.workload.shape.kv_dim / c.p.tp, c.workload.shape.head_dim) * WIDTH_B[c.s.element]
-    )
-    kind: CollectiveKind = "all_gather" if forward else "reduce_scatter"
-    return _collective(c, stage, f"{at}/cp", kind, ("cp",), size, "compute", last, repeat=c.layers[virtual])
-
-
-def _chunk_weights(c: _Chunks, virtual: int) -> float:
-    """Weights of a chunk on one rank."""
-    stage = virtual % c.p.pp
-    if c.p.vpp == 1:
-        return stage_parameters(c.workload, c.p, stage)
-    shape = c.workload.shape
-    vocabulary = shape.embedding_parameters / c.p.tp if virtual in (0, c.last_virtual) else 0.0
-    return c.layers[virtual] * ((shape.layer_parameters - 2 * shape.hidden) / c.p.tp + 2 * shape.hidden) + vocabulary
-
-
-def _gather(c: _Chunks, stage: int, at: str, virtual: int) -> str | None:
-    """ZeRO 3: the chunk's weights, layer by layer; the gathers of a layer hide behind the computation of the one before."""
-    if c.p.shards == 1:
-        return None
-    parts = max(c.layers[virtual], 1)
-    size = _chunk_weights(c, virtual) * WIDTH_B[c.s.element] / parts
-    return _collective(c, stage, f"{at}/all_gather", "all_gather", ("dp", "cp"), size, "param", repeat=parts)
-
-
-def _scatter(c: _Chunks, stage: int, at: str, virtual: int, last: str) -> str | None:
-    """ZeRO 2 and 3: the chunk's gradients after every microbatch."""
-    if c.p.shards == 1:
-        return None
-    size = _chunk_weights(c, virtual) * WIDTH_B[c.workload.grad_precision]
-    return _collective(c, stage, f"{at}/reduce_scatter", "reduce_scatter", ("dp", "cp"), size, "grad", last)
-
-
-def _finish_stage(c: _Chunks, stage: int, last_microbatch: int) -> list[list[str]]:
-    """Reduce gradients chunk by chunk as their last backward pass ends, step, and with ZeRO gather the new weights."""
-    virtuals = [chunk * c.p.pp + stage for chunk in reversed(range(c.p.vpp))]
-    ends = [c.out[(False, last_microbatch, v)] for v in virtuals]
-    waits: list[str] = [ends[-1]]
-    if c.p.shards > 1 and c.p.zero < 2:
-        kind: CollectiveKind = "reduce_scatter" if c.p.zero else "all_reduce"
-        for i, (virtual, end) in enumerate(zip(virtuals, ends, strict=True)):
-            size = _chunk_weights(c, virtual) * WIDTH_B[c.workload.grad_precision]
-            after = end if c.p.overlap else ends[-1]
-            waits.append(_collective(c, stage, f"grad/s{stage}/bucket{i}", kind, ("dp", "cp"), size, "grad", after))
-    elif c.p.shards > 1:
-        waits.append(f"{_name(last_microbatch, stage, virtuals[-1] // c.p.pp)}/bwd/reduce_scatter")
-    weights = stage_parameters(c.workload, c.p, stage) / (c.p.shards if c.p.zero else 1)
-    op = Compute(group=f"stage{stage}", kernels=(kernel("adamw", c.s.element, params=max(round(weights), 1)),))
-    step = c.listing.add(f"optimizer/s{stage}", op, *waits)
-    if c.p.shards > 1 and c.p.zero in (1, 2):
-        for i, virtual in enumerate(virtuals):
-            size = _chunk_weights(c, virtual) * WIDTH_B[c.s.element]
-            _collective(c, stage, f"param/s{stage}/bucket{i}", "all_gather", ("dp", "cp"), size, "param", step)
-    return [_weight_names(c, v) for v in virtuals]
-
-
-def _name(microbatch: int, stage: int, chunk: int) -> str:
-    return f"m{microbatch}/s{stage}c{chunk}"
-
-
-def _weight_names(c: _Chunks, virtual: int) -> list[str]:
-    """Modules of a chunk, in the order in which their gradients are complete."""
-    first = sum(c.layers[:virtual])
-    names = [f"model.layers.{i}" for i in reversed(range(first, first + c.layers[virtual]))]
-    if virtual == c.last_virtual:
-        names = ["lm_head", "model.norm", *names]
-    return [*names, "model.embed_tokens"] if virtual == 0 else names
+def tied_across_stages(workload: TransformerTraining, choice: Choice) -> bool:
+    """Whether the two ends of a tied model are on different stages."""
+    return workload.model.tied_embeddings and choice.pp > 1

@@ -1,174 +1,161 @@
-"""Training listed layer by layer, as `real` binds it to modules: data parallel, ZeRO and tensor parallel, one stage.
+"""Plans with a task for each layer, without pipeline: data parallelism with buckets, tensor parallelism, ZeRO.
 
-    m0/fwd/embed, m0/fwd/layer0, ..., m0/fwd/head, m0/bwd/head, m0/bwd/layer3, ..., m0/bwd/embed, grad/s0/bucket0, ..., optimizer/s0
-
-With tp > 1 a layer is attn, attn/all_reduce, mlp, mlp/all_reduce (backward: mlp first). ZeRO 2 and 3 work on units: each layer,
-and the rest of the model as root. `real` runs them through FSDP2, whose collectives on a CPU block the thread that computes.
+This is what the real backend binds to modules. ZeRO 2 and 3 shard as torch's FSDP2 does: every layer is a unit, and embedding, last
+norm and head together are the root unit; with ZeRO 2 parameters stay gathered until the end of the backward pass.
 """
 
-from dataclasses import dataclass, field
-from math import prod
+from collections.abc import Iterable
+from typing import Literal
 
-from costmodels.kernels import WIDTH_B, Kernel, kernel
-from costmodels.layers import attention, embed, head, layer, mlp
-from costmodels.memory import head_activations_B, layer_activations_B
-from simcore.parallelism import Parallelism
-from simcore.plan import Collective, CollectiveKind, Compute
-from simcore.training_plan import Listing, Tasks, bucket_names, in_buckets, stage_parameters
-from simcore.workloads.transformer_training import Workload
+from costmodels.kernels import WIDTH_B
+from simcore.draft import Draft
+from simcore.layer_sizes import ATTENTION, EMBED, HEAD, LAYER, MLP, ROOT, LayerSizes, part_of
+from simcore.plan import Collective, Compute
+from simcore.training import Choice, stage_name
+from simcore.training_ops import gather_parameters, optimizer, reduce_gradients
+from simcore.workloads.transformer_training import TransformerTraining
 
-STAGE = "stage0"
-ROOT = "root"
-
-
-@dataclass(slots=True)
-class _Builder:
-    workload: Workload
-    p: Parallelism
-    listing: Listing = field(default_factory=Listing)
-    last: str | None = None  # what the next computation waits for, beside its stream
-
-    def compute(self, name: str, kernels: tuple[Kernel, ...], activation_B: float = 0.0) -> str:
-        self.last = self.listing.add(name, Compute(group=STAGE, kernels=kernels), self.last, activation_B=activation_B)
-        return self.last
-
-    def collective(
-        self, name: str, kind: CollectiveKind, along: tuple[str, ...], nbytes: float, stream: str, *after: str | None
-    ) -> str:
-        dtype = self.workload.grad_precision if stream == "grad" else self.workload.precision
-        op = Collective(kind=kind, group=STAGE, along=along, nbytes=round(nbytes), dtype=dtype, stream=stream)
-        return self.listing.add(name, op, *after)
-
-    def blocking(self, name: str, kind: CollectiveKind, along: tuple[str, ...], nbytes: float, stream: str) -> None:
-        """A collective that the computation after it waits for."""
-        self.last = self.collective(name, kind, along, nbytes, stream, self.last)
+Direction = Literal["fwd", "bwd"]
+STAGE = stage_name(0)
 
 
-def layer_tasks(workload: Workload, p: Parallelism) -> Tasks:
-    """Tasks of one iteration and the buckets of gradients, by stage."""
-    b = _Builder(workload, p)
-    sizes = _unit_sizes(workload, p)
-    buckets = _buckets(workload, p) if p.zero < 2 else []
-    ready: dict[str, str] = {}
-    for m in range(p.microbatches(workload)):
-        _forward(b, m, sizes)
-        ready = _backward(b, m, sizes)
-    if p.zero < 2 and p.dp > 1:
-        reduced = _reduce(b, buckets, ready)
-        b.last = None
-        _optimizer(b, reduced)
-        if p.zero == 1:
-            for i, (_, size) in enumerate(buckets):
-                b.blocking(f"param/s0/bucket{i}", "all_gather", ("dp",), _padded(size, p.dp), "param")
-    else:
-        _optimizer(b, [])
-    return b.listing.tasks, {STAGE: bucket_names(buckets)}
+def list_tasks(workload: TransformerTraining, choice: Choice, sizes: LayerSizes) -> Draft:
+    """All tasks of one iteration."""
+    writer = _Writer(workload, choice, sizes)
+    microbatches = choice.microbatches(workload)
+    for m in range(microbatches):
+        writer.forward(m)
+        writer.backward(m, last=m == microbatches - 1)
+    writer.finish()
+    return writer.draft
 
 
-def _optimizer(b: _Builder, after: list[str]) -> None:
-    weights = stage_parameters(b.workload, b.p, 0)
-    shards = b.p.shards if b.p.zero else 1
-    op = Compute(group=STAGE, kernels=(kernel("adamw", b.workload.precision, params=-(-round(weights) // shards)),))
-    b.last = b.listing.add("optimizer/s0", op, b.last, *after)
+class _Writer:
+    """Lists tasks as one rank runs them.
+
+    `tail` is the last task of the chain that computing follows, `before_tail` the one before; `pending` holds for each bucket
+    the gradients that it waits for, `reduced` the tasks that the optimizer waits for.
+    """
+
+    def __init__(self, workload: TransformerTraining, choice: Choice, sizes: LayerSizes) -> None:
+        self.workload, self.choice, self.sizes = workload, choice, sizes
+        self.layers = range(workload.model.layers)
+        self.draft = Draft()
+        self.tail: str | None = None
+        self.before_tail: str | None = None
+        self.pending = {b: set(map(part_of, names)) for b, names in enumerate(sizes.buckets)}
+        self.reduced: list[str] = []
+        self.sharded = choice.zero >= 2 and choice.shards > 1
+        self.compute_ops: dict[tuple[str, Direction, bool], Compute] = {}
+        self.gathers = {
+            unit: gather_parameters(STAGE, sizes.elements[unit], workload, choice) for unit in (LAYER, ROOT)
+        }
+        self.scatters = {
+            unit: reduce_gradients(STAGE, sizes.elements[unit], workload, choice) for unit in (LAYER, ROOT)
+        }
+
+    def forward(self, m: int) -> None:
+        """Microbatch `m` from tokens to loss."""
+        at = f"m{m}/fwd"
+        gathered = self._gather(f"{at}/{ROOT}", ROOT)
+        self._part(f"{at}/{EMBED}", EMBED, "fwd", m, gathered)
+        for i in self.layers:
+            gathered = self._gather(f"{at}/layer{i}", LAYER)
+            self._layer(f"{at}/layer{i}", "fwd", m, gathered)
+        self._part(f"{at}/{HEAD}", HEAD, "fwd", m)
+
+    def backward(self, m: int, *, last: bool) -> None:
+        """Microbatch `m` from loss to gradients; on the last one they are reduced as soon as their bucket is full."""
+        at = f"m{m}/bwd"
+        self._part(f"{at}/{HEAD}", HEAD, "bwd", m)
+        self._reduce_ready([HEAD], last)
+        for i in reversed(self.layers):
+            gathered = self._gather(f"{at}/layer{i}", LAYER) if self.choice.zero == 3 else None
+            self._layer(f"{at}/layer{i}", "bwd", m, gathered)
+            self._scatter(f"{at}/layer{i}", LAYER)
+            self._reduce_ready([f"{i}/{ATTENTION}", f"{i}/{MLP}"], last)
+        self._part(f"{at}/{EMBED}", EMBED, "bwd", m)
+        self._scatter(f"{at}/{ROOT}", ROOT)
+        self._reduce_ready([EMBED], last)
+
+    def finish(self) -> None:
+        """The buckets that are left, the optimizer, and with ZeRO 1 the gathering of what it wrote."""
+        for b in sorted(self.pending):
+            self._reduce(b)
+        step = optimizer(STAGE, self.sizes.total, self.workload, self.choice)
+        self.draft.add("optimizer/s0", step, (self.tail, *self.reduced))
+        if self.choice.zero == 1:
+            for b, elements in enumerate(self.sizes.bucket_elements):
+                gather = gather_parameters(STAGE, elements, self.workload, self.choice)
+                self.draft.add(f"param/s0/bucket{b}", gather, ("optimizer/s0",))
+
+    def _layer(self, name: str, direction: Direction, m: int, gathered: str | None) -> None:
+        """One task, or with tensor parallelism attention and MLP, each followed by its all-reduce."""
+        if self.choice.tp == 1:
+            self._part(name, LAYER, direction, m, gathered)
+            return
+        for half in (ATTENTION, MLP) if direction == "fwd" else (MLP, ATTENTION):
+            self._part(f"{name}/{half}", half, direction, m, gathered)
+            self._follow(f"{name}/{half}/all_reduce", self.sizes.all_reduce)
+
+    def _part(self, name: str, part: str, direction: Direction, m: int, gathered: str | None = None) -> None:
+        """Kernels of one part. Activations are taken by the forward pass and given back by the backward pass."""
+        accumulates = direction == "bwd" and m > 0
+        key = (part, direction, accumulates)
+        if key not in self.compute_ops:
+            kernels = self.sizes.kernels(part, backward=direction == "bwd", accumulates=accumulates)
+            self.compute_ops[key] = Compute(group=STAGE, kernels=kernels)
+        held = self.sizes.activations[part]
+        self._follow(name, self.compute_ops[key], gathered, held if direction == "fwd" else -held)
+
+    def _follow(
+        self, name: str, op: Compute | Collective, gathered: str | None = None, activation_B: float = 0.0
+    ) -> None:
+        """A task at the end of the chain."""
+        self.before_tail, self.tail = self.tail, self.draft.add(name, op, (self.tail, gathered), activation_B)
+
+    def _gather(self, name: str, unit: str) -> str | None:
+        """All-gather of a unit's parameters; with overlap it is under way while the task before its first one computes."""
+        if not self.sharded:
+            return None
+        ahead = self.choice.overlap and unit != ROOT
+        return self.draft.add(f"{name}/all_gather", self.gathers[unit], (self.before_tail if ahead else self.tail,))
+
+    def _scatter(self, name: str, unit: str) -> None:
+        """Reduce-scatter of a unit's gradients; without overlap computing waits for it."""
+        if not self.sharded:
+            return
+        done = self.draft.add(f"{name}/reduce_scatter", self.scatters[unit], (self.tail,))
+        self.reduced.append(done)
+        if not self.choice.overlap:
+            self.before_tail, self.tail = self.tail, done
+
+    def _reduce_ready(self, parts: Iterable[str], last: bool) -> None:
+        """Reduce the buckets whose last gradients come from `parts`."""
+        if not (last and self.choice.overlap):
+            return
+        for b in sorted(self.pending):
+            self.pending[b].difference_update(parts)
+            if not self.pending[b]:
+                self._reduce(b)
+
+    def _reduce(self, bucket: int) -> None:
+        del self.pending[bucket]
+        op = reduce_gradients(STAGE, self.sizes.bucket_elements[bucket], self.workload, self.choice)
+        self.reduced.append(self.draft.add(f"grad/s0/bucket{bucket}", op, (self.tail,)))
 
 
-def _padded(size_B: float, ranks: int) -> float:
-    """Bytes rounded up so that every rank has an equal share of whole elements."""
-    return -(-size_B // (4 * ranks)) * 4 * ranks
+def memory_B(workload: TransformerTraining, choice: Choice, sizes: LayerSizes) -> dict[str, dict[str, float]]:
+    """Resident memory of every rank by kind.
 
-
-def _unit_sizes(workload: Workload, p: Parallelism) -> dict[str, float]:
-    """Weights of each unit of ZeRO 2 and 3 on one rank."""
-    shape = workload.shape
-    whole = stage_parameters(workload, p, 0)
-    each = (shape.layer_parameters - 2 * shape.hidden) / p.tp + 2 * shape.hidden
-    units = {f"layer{i}": each for i in range(shape.layers)}
-    return {**units, ROOT: whole - each * shape.layers}
-
-
-def _gather(b: _Builder, m: int, way: str, unit: str, sizes: dict[str, float]) -> None:
-    wanted = b.p.zero == 3 or (b.p.zero == 2 and way == "fwd")
-    if wanted and b.p.dp > 1 and not (unit == ROOT and way == "bwd"):
-        size = sizes[unit] * WIDTH_B[b.workload.precision]
-        b.blocking(f"m{m}/{way}/{unit}/all_gather", "all_gather", ("dp",), _padded(size, b.p.dp), "param")
-
-
-def _scatter(b: _Builder, m: int, unit: str, sizes: dict[str, float]) -> None:
-    if b.p.zero >= 2 and b.p.dp > 1:
-        size = sizes[unit] * WIDTH_B[b.workload.grad_precision]
-        b.blocking(f"m{m}/bwd/{unit}/reduce_scatter", "reduce_scatter", ("dp",), _padded(size, b.p.dp), "grad")
-
-
-def _forward(b: _Builder, m: int, sizes: dict[str, float]) -> None:
-    shape, s = b.workload.shape, b.p.part(b.workload)
-    kept = layer_activations_B(shape, s, b.p.recompute)
-    _gather(b, m, "fwd", ROOT, sizes)
-    b.compute(f"m{m}/fwd/embed", embed(shape, s), s.rows * shape.hidden * WIDTH_B[s.element])
-    for i in range(shape.layers):
-        at = f"m{m}/fwd/layer{i}"
-        _gather(b, m, "fwd", f"layer{i}", sizes)
-        if b.p.tp == 1:
-            b.compute(at, layer(shape, s), kept)
-            continue
-        for name, kernels in (("attn", attention(shape, s)), ("mlp", mlp(shape, s))):
-            b.compute(f"{at}/{name}", kernels, kept / 2)
-            b.blocking(
-                f"{at}/{name}/all_reduce", "all_reduce", ("tp",), s.rows * shape.hidden * WIDTH_B[s.element], "comm"
-            )
-    b.compute(f"m{m}/fwd/head", head(shape, s), head_activations_B(shape, s))
-
-
-def _backward(b: _Builder, m: int, sizes: dict[str, float]) -> dict[str, str]:
-    """The backward pass; the task after which each part's gradients are complete."""
-    shape, s = b.workload.shape, b.p.part(b.workload)
-    kept = layer_activations_B(shape, s, b.p.recompute)
-    ready = {"head": b.compute(f"m{m}/bwd/head", head(shape, s, backward=True), -head_activations_B(shape, s))}
-    for i in reversed(range(shape.layers)):
-        at = f"m{m}/bwd/layer{i}"
-        _gather(b, m, "bwd", f"layer{i}", sizes)
-        if b.p.tp == 1:
-            b.compute(at, layer(shape, s, backward=True), -kept)
-        else:
-            for name, kernels in (("mlp", mlp(shape, s, backward=True)), ("attn", attention(shape, s, backward=True))):
-                b.compute(f"{at}/{name}", kernels, -kept / 2)
-                b.blocking(
-                    f"{at}/{name}/all_reduce", "all_reduce", ("tp",), s.rows * shape.hidden * WIDTH_B[s.element], "comm"
-                )
-        ready[f"layer{i}"] = b.last or at
-        _scatter(b, m, f"layer{i}", sizes)
-    ready["embed"] = b.compute(
-        f"m{m}/bwd/embed", embed(shape, s, backward=True), -s.rows * shape.hidden * WIDTH_B[s.element]
-    )
-    _scatter(b, m, ROOT, sizes)
-    return ready
-
-
-def _buckets(workload: Workload, p: Parallelism) -> list[tuple[list[str], float]]:
-    width = WIDTH_B[workload.grad_precision]
-    sized = [(name, prod(_local(name, shape, p)) * width) for name, shape in reversed(workload.shape.parameters())]
-    return in_buckets(sized, p.first_bucket_B, p.bucket_B)
-
-
-def _local(name: str, shape: tuple[int, ...], p: Parallelism) -> tuple[int, ...]:
-    """A weight's shape on one rank: matrices of layers are split, everything else is whole."""
-    if p.tp == 1 or "proj" not in name:
-        return shape
-    return (shape[0] // p.tp, *shape[1:])
-
-
-def _reduce(b: _Builder, buckets: list[tuple[list[str], float]], ready: dict[str, str]) -> list[str]:
-    """One collective for each bucket, once the last of its gradients is complete (or all of them, without overlap)."""
-    kind: CollectiveKind = "reduce_scatter" if b.p.zero else "all_reduce"
-    out = []
-    for i, (names, size) in enumerate(buckets):
-        after = ready[_part(names[-1])] if b.p.overlap else ready["embed"]
-        size = _padded(size, b.p.dp) if b.p.zero else size
-        out.append(b.collective(f"grad/s0/bucket{i}", kind, ("dp",), size, "grad", after))
-    return out
-
-
-def _part(name: str) -> str:
-    """The part of the model whose backward completes a weight's gradient."""
-    if name.startswith("model.layers."):
-        return f"layer{name.split('.')[2]}"
-    return "embed" if name.startswith("model.embed") else "head"
+    Gathered parameters: root and all layers with ZeRO 2, with ZeRO 3 root, the layer that computes and the one that is fetched.
+    """
+    kinds = sizes.states()
+    if choice.zero >= 2 and choice.shards > 1:
+        layers = workload.model.layers if choice.zero == 2 else min(workload.model.layers, 2)
+        gathered = sizes.elements[ROOT] + layers * sizes.elements[LAYER]
+        kinds["gathered_parameters"] = gathered * WIDTH_B[sizes.weight_dtype]
+        kinds["weights"] = kinds["weights"] / (choice.shards if choice.zero == 2 else 1)
+    if choice.recompute == "full":
+        kinds["recomputation"] = sizes.recomputed_B
+    return {STAGE: kinds}

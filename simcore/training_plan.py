@@ -1,110 +1,112 @@
-"""What every plan of transformer training has: groups, resident memory, the frame around its tasks."""
+"""From a choice of parallelism to a plan."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
+from costmodels import memory
 from costmodels.kernels import WIDTH_B
-from costmodels.memory import OVERHEAD_B, state_B
+from simcore.chunk_sizes import ChunkSizes
 from simcore.cluster import Cluster
+from simcore.draft import Draft
 from simcore.errors import PlanError
-from simcore.parallelism import Parallelism, problems_of
-from simcore.plan import Group, Op, Plan, Task
-from simcore.schedule import layers_of_chunks
-from simcore.workloads.transformer_training import Workload
+from simcore.gradient_buckets import stage_buckets
+from simcore.layer_sizes import LayerSizes
+from simcore.plan import Group, Plan
+from simcore.training import Choice, problems_of, stage_name
+from simcore.training_chunks import ENDS, ChunkWriter, tied_across_stages
+from simcore.training_layers import list_tasks, memory_B
+from simcore.workloads.transformer_training import TransformerTraining
+
+Memory = dict[str, dict[str, float]]
 
 
-@dataclass(slots=True)
-class Listing:
-    """Tasks as they are added; an op that is equal to an earlier one is that one."""
-
-    tasks: list[Task] = field(default_factory=list)
-    _ops: dict[Op, Op] = field(default_factory=dict)
-
-    def add(self, name: str, op: Op, *after: str | None, activation_B: float = 0.0) -> str:
-        """Add a task after those named (None is left out); returns its id."""
-        known = self._ops.setdefault(op, op)
-        self.tasks.append(Task(name, known, tuple(dict.fromkeys(a for a in after if a)), round(activation_B)))
-        return name
+def training_plan(workload: TransformerTraining, choice: Choice, cluster: Cluster) -> Plan:
+    """One iteration on all ranks of the cluster. Raises `PlanError` with everything that is wrong with the choice."""
+    problems = problems_of(choice, workload, cluster.n_ranks)
+    if problems:
+        raise PlanError("this parallelism does not suit the workload and the cluster", problems)
+    overhead = {"overhead": memory.OVERHEAD_B} if any(d.kind == "gpu" for d in cluster.devices) else {}
+    if choice.detail == "layer":
+        return _by_layer(workload, choice, overhead)
+    return _by_chunk(workload, choice, overhead)
 
 
-def training_plan(workload: Workload, cluster: Cluster, p: Parallelism) -> Plan:
-    """The plan of one iteration. Raises `PlanError` with every reason why `p` cannot be one."""
-    from simcore.training_chunks import chunk_tasks
-    from simcore.training_layers import layer_tasks
-
-    found = problems_of(p, workload, cluster.n_ranks)
-    if found:
-        raise PlanError("this parallelism cannot be", found)
-    groups = stage_groups(p)
-    lister = chunk_tasks if p.detail == "chunk" else layer_tasks
-    tasks, buckets = lister(workload, p)
-    gpu = any(d.kind == "gpu" for d in cluster.devices)
-    return Plan(
-        name=f"{workload.precision} training, dp {p.dp} tp {p.tp} pp {p.pp} cp {p.cp}",
-        n_ranks=cluster.n_ranks,
-        groups=groups,
-        tasks=tuple(tasks),
-        decisions={**p.decisions(workload), "buckets": buckets},
-        workload=workload.to_plan(),
-        memory_B={f"stage{s}": resident(workload, p, s, gpu=gpu) for s in range(p.pp)},
+def _by_layer(workload: TransformerTraining, choice: Choice, overhead: Mapping[str, float]) -> Plan:
+    sizes = LayerSizes(workload, choice)
+    resident = memory_B(workload, choice, sizes)
+    return _plan(
+        workload, choice, list_tasks(workload, choice, sizes), {stage_name(0): sizes.buckets}, resident, overhead
     )
 
 
-def stage_groups(p: Parallelism) -> dict[str, Group]:
-    """One group for each pipeline stage, with axes dp, cp, tp."""
-    axes = (("dp", p.dp, p.cp * p.tp), ("cp", p.cp, p.tp), ("tp", p.tp, 1))
-    return {f"stage{s}": Group(axes=axes, offset=s * p.shards * p.tp) for s in range(p.pp)}
+def _by_chunk(workload: TransformerTraining, choice: Choice, overhead: Mapping[str, float]) -> Plan:
+    sizes = ChunkSizes(workload, choice)
+    buckets = [stage_buckets(workload, choice, sizes, s) for s in range(choice.pp)]
+    names = {stage_name(s): [list(b.names) for b in found] for s, found in enumerate(buckets)}
+    resident = {stage_name(s): chunk_memory_B(workload, choice, sizes, s) for s in range(choice.pp)}
+    draft = ChunkWriter(workload, choice, sizes, buckets).write()
+    return _plan(workload, choice, draft, names, resident, overhead)
 
 
-def chunk_layers(workload: Workload, p: Parallelism) -> list[int]:
-    """Layers of each virtual stage; chunk c of stage s is virtual stage c * pp + s."""
-    return layers_of_chunks(workload.shape.layers, p.pp * p.vpp)
+def _plan(
+    workload: TransformerTraining,
+    choice: Choice,
+    draft: Draft,
+    buckets: Mapping[str, Sequence[Sequence[str]]],
+    resident: Memory,
+    overhead: Mapping[str, float],
+) -> Plan:
+    groups = choice.groups()
+    if choice.detail == "chunk" and tied_across_stages(workload, choice):
+        groups[ENDS] = _ends(choice)
+    return Plan(
+        name=f"training dp{choice.dp} tp{choice.tp} pp{choice.pp} cp{choice.cp}",
+        n_ranks=choice.n_ranks,
+        groups=groups,
+        tasks=tuple(draft.tasks),
+        decisions=choice.decisions(workload) | {"buckets": buckets},
+        workload=workload.described(),
+        memory_B={name: {**kinds, **overhead} for name, kinds in resident.items()},
+    )
 
 
-def stage_parameters(workload: Workload, p: Parallelism, stage: int) -> float:
-    """Weights on one rank of a stage, before ZeRO shards them."""
-    layers = chunk_layers(workload, p)
-    own = sum(layers[c * p.pp + stage] for c in range(p.vpp))
-    shape = workload.shape
-    matrices = (shape.layer_parameters - 2 * shape.hidden) / p.tp + 2 * shape.hidden
-    vocabulary = shape.embedding_parameters / (p.tp if p.vocab_parallel else 1)
-    total = own * matrices
-    if stage == 0:
-        total += vocabulary
-    if stage == p.pp - 1:
-        total += shape.hidden + (0 if shape.tied_embeddings and p.pp == 1 else vocabulary)
-    return total
+def _ends(choice: Choice) -> Group:
+    """First and last stage."""
+    each = choice.n_ranks // choice.pp
+    stage = choice.groups()[stage_name(0)]
+    return Group(axes=(("end", 2, (choice.pp - 1) * each), *stage.axes))
 
 
-def resident(workload: Workload, p: Parallelism, stage: int, *, gpu: bool) -> dict[str, float]:
-    """Bytes by kind on one rank of a stage, without activations."""
-    weights = stage_parameters(workload, p, stage)
-    out = state_B(weights, workload.precision, workload.grad_precision, zero=p.zero, shards=p.shards)
-    if p.zero == 3:  # the layer at hand and the next one are whole
-        width = WIDTH_B[p.part(workload).element]
-        out["gathered"] = 2 * workload.shape.layer_parameters / p.tp * width
-    if gpu:
-        out["overhead"] = OVERHEAD_B
-    return out
+def chunk_memory_B(workload: TransformerTraining, choice: Choice, sizes: ChunkSizes, stage: int) -> dict[str, float]:
+    """Resident memory of a rank of a stage by kind: states, and buffers that are as large as their largest use."""
+    pieces = sizes.chunks[stage]
+    elements = [sizes.elements(piece) for piece in pieces]
+    kinds = asdict(
+        memory.model_states(
+            sum(elements),
+            workload.precision,
+            master_weights=choice.master_weights,
+            zero=choice.zero,
+            shards=choice.shards,
+        )
+    )
+    parts = [sizes.elements(part) for piece in pieces for _, part in piece.split()]
+    if choice.zero >= 2 and choice.shards > 1:
+        width = WIDTH_B[memory.gradient_dtype(workload.precision, master_weights=choice.master_weights)]
+        kinds["unreduced_gradients"] = width * _unreduced(choice, elements, parts)
+    if choice.zero == 3 and choice.shards > 1:
+        kinds["gathered_parameters"] = WIDTH_B[memory.storage_dtype(workload.precision)] * _two_largest(parts)
+    if choice.recompute == "full":
+        kinds["recomputation"] = memory.layer_activation_B(workload.model, sizes.slice, "none")
+    return kinds
 
 
-def in_buckets(sized: Sequence[tuple[str, float]], first_B: float, rest_B: float) -> list[tuple[list[str], float]]:
-    """Gradients in the order they are ready, in buckets that close once they hold `first_B`, then `rest_B` (torch's DDP)."""
-    out: list[tuple[list[str], float]] = []
-    names: list[str] = []
-    held = 0.0
-    for name, size in sized:
-        names.append(name)
-        held += size
-        if held >= (rest_B if out else first_B):
-            out.append((names, held))
-            names, held = [], 0.0
-    return [*out, (names, held)] if names else out
+def _unreduced(choice: Choice, chunks: Sequence[int], parts: Sequence[int]) -> int:
+    """Gradients that wait to be reduced: a chunk's while it sums microbatches, otherwise two pieces'; all without overlap."""
+    if choice.zero == 2 and not choice.overlap:
+        return sum(chunks)
+    return max(chunks) if choice.zero == 2 and choice.vpp > 1 else _two_largest(parts)
 
 
-def bucket_names(buckets: Sequence[tuple[list[str], float]]) -> list[list[str]]:
-    return [names for names, _ in buckets]
-
-
-Tasks = tuple[list[Task], dict[str, Any]]
+def _two_largest(sizes: Sequence[int]) -> int:
+    return sum(sorted(sizes)[-2:])

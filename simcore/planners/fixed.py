@@ -1,62 +1,135 @@
-"""The parallelism is given; what is left out follows from the cluster."""
+"""Parallelism as given in the scenario."""
 
 from collections.abc import Callable
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from costmodels.kernels import WIDTH_B
+from costmodels.memory import gradient_dtype
 from simcore.backend import Progress
 from simcore.cluster import Cluster
-from simcore.parallelism import Parallelism
+from simcore.errors import PlanError, Problem
 from simcore.placement import Costs
 from simcore.plan import Plan
 from simcore.quantity import Bytes
+from simcore.training import Choice, Detail
 from simcore.training_plan import training_plan
-from simcore.workloads.transformer_training import Workload
+from simcore.workloads.transformer_training import TransformerTraining
 
-Size = Field(1, ge=1, le=1_000_000)
+MiB = 1024.0**2
+MEGATRON_BUCKET = (
+    40_000_000  # parameters, and at least a million for each replica: Megatron-LM's DistributedDataParallelConfig
+)
 
 
 class Params(BaseModel):
-    """A parallelism in the field's words."""
+    """How the job is spread over the ranks of the cluster."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid")
 
-    dp: int | None = Field(
-        None, ge=1, le=1_000_000, description="Data-parallel replicas; default: the ranks that are left."
+    dp: int | None = Field(None, ge=1, description="Data parallel replicas; default: as many as fill the cluster.")
+    tp: int = Field(1, ge=1, description="Ranks that share each layer (tensor parallelism).")
+    pp: int = Field(1, ge=1, description="Pipeline stages.")
+    cp: int = Field(1, ge=1, description="Ranks that share each sequence (context parallelism).")
+    vpp: int = Field(1, ge=1, description="Chunks of layers on each stage; above 1 the schedule is interleaved.")
+    microbatch: int = Field(1, ge=1, description="Sequences that a replica computes at a time.")
+    zero: Literal[0, 1, 2, 3] = Field(
+        0, description="ZeRO stage: shard optimizer (1), gradients too (2), weights too (3)."
     )
-    tp: int = Field(1, ge=1, le=4096, description="Ranks that share each layer's matrices.")
-    pp: int = Field(1, ge=1, le=4096, description="Pipeline stages.")
-    cp: int = Field(1, ge=1, le=4096, description="Ranks that share each sequence.")
-    vpp: int = Field(1, ge=1, le=1024, description="Model chunks on each stage; above 1 the schedule is interleaved.")
-    microbatch: int = Field(1, ge=1, le=1_000_000, description="Sequences that go through the model at once.")
-    zero: int = Field(0, ge=0, le=3, description="ZeRO stage: 1 shards the optimizer, 2 gradients too, 3 weights too.")
     recompute: Literal["none", "selective", "full"] = Field(
-        "none", description="Activations computed again in backward."
+        "none", description="What the backward pass computes again instead of keeping it."
     )
-    sequence_parallel: bool = Field(False, description="Shard norms and residuals over tp as well.")
-    overlap: bool = Field(True, description="Reduce gradients while backward goes on.")
-    bucket: Bytes = Field(25 * 2.0**20, gt=0, description="Size of a gradient bucket.")
-    first_bucket: Bytes = Field(2.0**20, gt=0, description="Size of the first gradient bucket.")
-    detail: Literal["layer", "chunk"] = Field(
-        "chunk", description="One task for each layer (what `real` runs) or for each chunk."
+    sequence_parallel: bool | None = Field(
+        None, description="Split norms by tokens over tp; default: yes with detail chunk where tp is above 1."
+    )
+    overlap: bool = Field(True, description="Communicate while computing where the dependencies allow it.")
+    overlap_param_gather: bool = Field(
+        False, description="With ZeRO 1 and 2: gather parameters during the next forward pass."
+    )
+    ends_count_as_layers: bool = Field(
+        False, description="First and last chunk hold one layer less, for embedding and head."
+    )
+    attention: Literal["flash", "unfused"] = Field(
+        "flash", description="One kernel, or products and softmax by themselves."
+    )
+    context_exchange: Literal["ring", "all_gather"] = Field(
+        "ring", description="How context parallel ranks pass keys and values: hidden behind attention, or all at once."
+    )
+    detail: Literal["auto", "layer", "chunk"] = Field(
+        "auto", description="A task for each layer, or for each pipeline chunk; auto: layer where pp and cp are 1."
+    )
+    master_weights: bool | None = Field(
+        None,
+        description="A float32 copy of 16-bit weights and float32 sums of bfloat16 gradients; default: with detail chunk.",
+    )
+    bucket: Bytes | None = Field(
+        None, description="Gradients reduced together; default: 25 MiB, with detail chunk 40 M values."
+    )
+    first_bucket: Bytes | None = Field(
+        None, description="The same for the first ones; default: 1 MiB, with detail chunk `bucket`."
     )
 
 
 def plan(
-    workload: Workload,
+    workload: object,
     cluster: Cluster,
-    cost: Costs,
+    cost: Costs,  # noqa: ARG001 - the plan does not depend on it
     params: Params,
     *,
-    evaluate: Callable[[Plan], float] | None = None,
+    evaluate: Callable[[Plan], float] | None = None,  # noqa: ARG001 - nothing to choose between
     progress: Progress | None = None,
 ) -> Plan:
-    """The plan that `params` describes. Raises `PlanError` with every reason why it cannot be."""
-    del cost, evaluate, progress  # nothing to weigh
-    fields = params.model_dump(exclude={"dp", "bucket", "first_bucket"})
-    rest = params.tp * params.pp * params.cp
-    dp = params.dp or max(cluster.n_ranks // rest, 1)
-    return training_plan(
-        workload, cluster, Parallelism(dp=dp, bucket_B=params.bucket, first_bucket_B=params.first_bucket, **fields)
+    """The plan. Raises `PlanError` with everything that does not suit the workload or the cluster."""
+    if not isinstance(workload, TransformerTraining):
+        raise other_workload("fixed")
+    made = training_plan(workload, choice_of(params, workload, cluster.n_ranks), cluster)
+    if progress is not None:
+        progress(1.0, f"{len(made.tasks)} tasks")
+    return made
+
+
+def other_workload(planner: str) -> PlanError:
+    """The error of a planner that plans the training of transformers and nothing else."""
+    problem = Problem("planner.name", planner, "a planner for this workload", f"{planner} plans transformer_training.")
+    return PlanError("a planner for another workload", [problem])
+
+
+def choice_of(params: Params, workload: TransformerTraining, n_ranks: int) -> Choice:
+    """The parameters with every default filled in."""
+    ranks = params.tp * params.pp * params.cp
+    dp = params.dp or max(n_ranks // ranks, 1)
+    sequence_parallel = params.sequence_parallel
+    detail = params.detail if params.detail != "auto" else _detail(params)
+    if sequence_parallel is None:
+        sequence_parallel = detail == "chunk" and params.tp > 1
+    master_weights = detail == "chunk" if params.master_weights is None else params.master_weights
+    bucket_B = params.bucket or _bucket_B(detail, dp * params.cp, workload.precision, master_weights)
+    return Choice(
+        dp=dp,
+        detail=detail,
+        sequence_parallel=sequence_parallel,
+        master_weights=master_weights,
+        bucket_B=bucket_B,
+        first_bucket_B=params.first_bucket or (min(MiB, bucket_B) if detail == "layer" else bucket_B),
+        **params.model_dump(include=GIVEN),
     )
+
+
+GIVEN = {
+    *("tp", "pp", "cp", "vpp", "microbatch", "zero", "recompute", "overlap"),
+    *("overlap_param_gather", "ends_count_as_layers", "attention", "context_exchange"),
+}
+"""Parameters that a choice takes as they are."""
+
+
+def _detail(params: Params) -> Detail:
+    by_layer = params.pp == params.cp == 1 and not params.sequence_parallel and params.recompute != "selective"
+    return "layer" if by_layer else "chunk"
+
+
+def _bucket_B(detail: Detail, replicas: int, precision: str, master_weights: bool) -> float:
+    if detail == "layer":
+        return 25 * MiB
+    width = WIDTH_B[gradient_dtype(precision, master_weights=master_weights)]
+    return width * max(MEGATRON_BUCKET, 1_000_000 * replicas)

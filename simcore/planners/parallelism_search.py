@@ -1,78 +1,63 @@
 """Every feasible parallelism, pruned by memory, ranked in closed form; the best are simulated, and the fastest is the plan."""
 
 from collections.abc import Callable, Iterator
-from itertools import product
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from simcore.backend import Progress
+from simcore.checks import shortfalls
 from simcore.cluster import Cluster
+from simcore.configurations import Configurations, Limits, enumerate_all
 from simcore.errors import DoesNotFit, PlanError, Problem
-from simcore.parallelism import Parallelism, problems_of
 from simcore.placement import Costs
 from simcore.plan import Plan
+from simcore.planners import fixed
 from simcore.quick import Quick
+from simcore.quick_parts import Parts
+from simcore.training import Choice
 from simcore.training_plan import training_plan
-from simcore.workloads.transformer_training import Workload
+from simcore.workloads.transformer_training import TransformerTraining
 
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 Recompute = Literal["none", "selective", "full"]
-RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
+TRIES = 5  # times as many plans are built as are wanted, where memory turns out to be short after all
 
 
 class Params(BaseModel):
-    """What may be chosen."""
+    """What the search may choose from, and how much of it is simulated."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid")
 
-    most_tp: int = Field(8, ge=1, le=4096, description="Most tensor-parallel ranks; beyond a host they are slow.")
-    most_cp: int = Field(8, ge=1, le=4096, description="Most context-parallel ranks.")
-    microbatches: list[int] = Field(
-        [1, 2, 4, 8], min_length=1, max_length=32, description="Sizes of a microbatch, in sequences."
-    )
-    vpp: list[int] = Field([1, 2, 4], min_length=1, max_length=32, description="Chunks on a pipeline stage.")
+    max_tp: int = Field(64, ge=1, le=4096, description="Most tensor parallel ranks.")
+    max_cp: int = Field(64, ge=1, le=4096, description="Most context parallel ranks.")
+    max_vpp: int = Field(8, ge=1, le=1024, description="Most chunks on a pipeline stage.")
+    max_microbatch: int = Field(16, ge=1, le=65_536, description="Most sequences that a replica computes at a time.")
+    recompute: list[Recompute] = Field(["none", "selective", "full"], min_length=1, description="Ways to recompute.")
     zero: list[Literal[0, 1, 2, 3]] = Field([0, 1, 2, 3], min_length=1, description="ZeRO stages.")
-    recompute: list[Recompute] = Field(list(RECOMPUTE), min_length=1, description="Recompute modes.")
-    simulate: int = Field(10, ge=1, le=1000, description="How many of the best are simulated.")
+    overlap: bool = Field(True, description="Communicate while computing where the dependencies allow it.")
+    simulate: int = Field(10, ge=1, le=1000, description="How many of the best in closed form are simulated.")
 
 
-def divisors(n: int) -> list[int]:
-    """All divisors, ascending."""
-    return (
-        [d for d in range(1, n + 1) if n % d == 0]
-        if n < 10_000
-        else [2**i for i in range(n.bit_length()) if n % 2**i == 0]
-    )
+@dataclass(frozen=True)
+class Candidate:
+    """A configuration that fits, with its plan and both estimates; without a simulator they are the same."""
 
+    row: dict[str, int | str]
+    plan: Plan
+    estimate_s: float
+    seconds: float
 
-def candidates(workload: Workload, n_ranks: int, params: Params) -> Iterator[Parallelism]:
-    """Every parallelism that `problems_of` has nothing against. Sequence parallelism comes with tensor parallelism."""
-    shape = workload.shape
-    for tp in (d for d in divisors(n_ranks) if d <= params.most_tp and shape.heads % d == 0):
-        for cp in (d for d in divisors(n_ranks // tp) if d <= params.most_cp):
-            for pp in (d for d in divisors(n_ranks // tp // cp) if d <= shape.layers):
-                dp = n_ranks // (tp * cp * pp)
-                for choice in product(params.microbatches, params.vpp, params.zero, params.recompute):
-                    microbatch, vpp, zero, recompute = choice
-                    if (vpp > 1 and pp == 1) or (zero and dp * cp == 1) or workload.global_batch % (dp * microbatch):
-                        continue
-                    p = Parallelism(
-                        dp=dp,
-                        tp=tp,
-                        pp=pp,
-                        cp=cp,
-                        vpp=vpp,
-                        microbatch=microbatch,
-                        zero=zero,
-                        recompute=recompute,
-                        sequence_parallel=tp > 1,
-                    )
-                    if not problems_of(p, workload, n_ranks):
-                        yield p
+    def described(self) -> dict[str, Any]:
+        return {**self.row, "estimate_s": self.estimate_s, "seconds": self.seconds}
 
 
 def plan(
-    workload: Workload,
+    workload: object,
     cluster: Cluster,
     cost: Costs,
     params: Params,
@@ -80,79 +65,96 @@ def plan(
     evaluate: Callable[[Plan], float] | None = None,
     progress: Progress | None = None,
 ) -> Plan:
-    """The fastest plan; `decisions["search"]` says how many were considered and what the runners-up take.
+    """The fastest plan; `decisions["search"]` says how many were considered and how the best compare.
 
-    Raises `PlanError` where no parallelism divides the work, `DoesNotFit` with the nearest miss where none fits.
+    `evaluate` simulates a plan and returns its seconds; without it the closed form decides. Raises `PlanError` where nothing
+    divides the work, `DoesNotFit` with the nearest miss where nothing fits.
     """
-    quick = Quick(workload, cluster, cost)
-    considered = list(candidates(workload, cluster.n_ranks, params))
-    if not considered:
-        allowed = "sizes that divide the heads, layers, sequences and ranks in some way"
-        raise PlanError("no parallelism is possible", [Problem("planner", "parallelism_search", allowed)])
-    if progress:
-        progress(0.1, f"{len(considered)} parallelisms")
-    fitting = [p for p in considered if quick.fits(p)]
-    if not fitting:
-        raise _nearest_miss(quick, considered)
-    ranked = sorted(fitting, key=lambda p: (quick.seconds(p), *_order(p)))[: params.simulate]
-    tries = (_try(p, quick, workload, cluster, evaluate) for p in _with_progress(ranked, progress))
-    tried = [row for row in tries if row is not None]
-    if not tried:
-        raise _nearest_miss(quick, considered)
-    tried.sort(key=lambda row: row[0])
+    if not isinstance(workload, TransformerTraining):
+        raise fixed.other_workload("parallelism_search")
+
+    def choose(table: Configurations, row: int) -> Choice:
+        return _choice(table.row(row), workload, cluster, params)
+
+    quick = Quick(Parts(workload, cluster, cost), choose)
+    table = enumerate_all(workload, cluster.n_ranks, _limits(params))
+    if not len(table):
+        raise _nothing_divides(workload, cluster)
+    needed = quick.memory_B(table)
+    fitting = table[needed <= _least_memory_B(cluster)]
+    if not len(fitting):
+        raise _nearest_miss(table, needed, cluster)
+    found = list(_candidates(quick, fitting, cluster, params.simulate, evaluate, progress))
+    if not found:
+        raise _nearest_miss(table, needed, cluster)
+    found.sort(key=lambda c: c.seconds)
     search = {
-        "considered": len(considered),
-        "fit_memory": len(fitting),
-        "simulated": len(tried) if evaluate else 0,
-        "best": [{**_named(p), "seconds": seconds, "closed_form_s": quick.seconds(p)} for seconds, p, _ in tried],
+        "considered": len(table),
+        "pruned": len(table) - len(fitting),
+        "simulated": len(found) if evaluate else 0,
+        "best": [c.described() for c in found],
     }
-    chosen = tried[0][2]
-    return Plan(**{**_fields(chosen), "decisions": {**chosen.decisions, "search": search}})
+    best = found[0].plan
+    return replace(best, decisions={**best.decisions, "search": search})
 
 
-Tried = tuple[float, Parallelism, Plan]
+def _limits(params: Params) -> Limits:
+    return Limits(**params.model_dump(exclude={"overlap", "simulate"}))
 
 
-def _try(
-    p: Parallelism, quick: Quick, workload: Workload, cluster: Cluster, evaluate: Callable[[Plan], float] | None
-) -> Tried | None:
-    """Its seconds, simulated if that is possible; None where the simulator finds that memory does not suffice after all."""
-    made = training_plan(workload, cluster, p)
-    try:
-        return (evaluate(made) if evaluate else quick.seconds(p), p, made)
-    except DoesNotFit:
-        return None
+def _choice(row: dict[str, int | str], workload: TransformerTraining, cluster: Cluster, params: Params) -> Choice:
+    given = fixed.Params.model_validate({**row, "overlap": params.overlap, "detail": "chunk"})
+    return fixed.choice_of(given, workload, cluster.n_ranks)
 
 
-def _with_progress(ranked: list[Parallelism], progress: Progress | None) -> Iterator[Parallelism]:
-    for i, p in enumerate(ranked):
-        if progress:
-            progress(0.2 + 0.8 * i / len(ranked), f"simulating {i + 1} of {len(ranked)}")
-        yield p
+def _candidates(
+    quick: Quick,
+    table: Configurations,
+    cluster: Cluster,
+    wanted: int,
+    evaluate: Callable[[Plan], float] | None,
+    progress: Progress | None,
+) -> Iterator[Candidate]:
+    """The best in closed form, as plans; those that the plan's own account of memory refuses are passed over."""
+    seconds = quick.seconds(table)
+    ranking = np.lexsort((np.arange(len(table)), seconds))[: wanted * TRIES]
+    found = 0
+    for i in ranking.tolist():
+        if found == wanted:
+            return
+        made = training_plan(quick.parts.workload, quick.choose(table, i), cluster)
+        if shortfalls(made, cluster):
+            continue
+        if progress is not None:
+            progress(found / wanted, f"simulating {found + 1} of the best {wanted} of {len(table)} configurations")
+        estimate = float(seconds[i])
+        yield Candidate(table.row(i), made, estimate, evaluate(made) if evaluate else estimate)
+        found += 1
 
 
-def _nearest_miss(quick: Quick, considered: list[Parallelism]) -> DoesNotFit:
-    p = min(considered, key=quick.memory_B)
-    given = ", ".join(f"{k} {v}" for k, v in _named(p).items())
-    most = min(d.memory_B for d in quick.cluster.devices)
+def _least_memory_B(cluster: Cluster) -> float:
+    return min(device.memory_B for device in cluster.devices)
+
+
+def _nothing_divides(workload: TransformerTraining, cluster: Cluster) -> PlanError:
     problem = Problem(
         "planner",
-        f"{quick.memory_B(p) / 1e9:.1f} GB at the least ({given})",
-        f"{most / 1e9:.1f} GB",
-        "Take more or larger devices.",
+        f"{cluster.n_ranks} ranks, {workload.model.layers} layers, {workload.global_batch} sequences",
+        "numbers with common divisors",
+        "Change workload.global_batch or the number of ranks, or allow more in the planner.",
     )
-    return DoesNotFit(f"none of {len(considered)} parallelisms fits the devices", [problem])
+    return PlanError("no parallelism divides the work over the cluster", [problem])
 
 
-def _order(p: Parallelism) -> tuple[object, ...]:
-    """Ties go to the simpler plan."""
-    return (p.zero, RECOMPUTE.index(p.recompute), p.pp, p.vpp, p.tp, p.cp, p.microbatch)
-
-
-def _named(p: Parallelism) -> dict[str, Any]:
-    return {name: getattr(p, name) for name in ("dp", "tp", "pp", "cp", "vpp", "microbatch", "zero", "recompute")}
-
-
-def _fields(made: Plan) -> dict[str, Any]:
-    names = ("name", "n_ranks", "groups", "tasks", "decisions", "workload", "memory_B")
-    return {name: getattr(made, name) for name in names}
+def _nearest_miss(table: Configurations, needed: Floats, cluster: Cluster) -> DoesNotFit:
+    """The configuration that lacks least."""
+    i = int(needed.argmin())
+    most = _least_memory_B(cluster)
+    named = ", ".join(f"{name} {value}" for name, value in table.row(i).items())
+    problem = Problem(
+        "planner",
+        f"{needed[i] / 1e9:.2f} GB with {named}",
+        f"{most / 1e9:.2f} GB, the smallest device",
+        f"{max(needed[i] - most, 0.0) / 1e9:.2f} GB are lacking in the nearest miss: use more or larger devices.",
+    )
+    return DoesNotFit(f"none of {len(table)} configurations fits the memory", [problem])

@@ -1,0 +1,1 @@
+"""Those who decide, one file each: found by name in a scenario (`planner: {name: ...}`)."""

@@ -1,0 +1,104 @@
+"""The search against brute force on small clusters, its closed form against the simulator, and what it says when nothing fits."""
+
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simcore.configurations import COLUMNS, RECOMPUTE, Limits, divisors, enumerate_all
+from simcore.cost import CostModel
+from simcore.errors import DoesNotFit, PlanError
+from simcore.planners import fixed
+from simcore.planners.parallelism_search import Params, plan
+from simcore.scenario import Scenario, load
+from simcore.sim import SimBackend
+from simcore.training import problems_of
+from simcore.training_plan import training_plan
+
+ROOT = Path(__file__).parents[2]
+SMALL = (
+    "cluster={topology: nvswitch_node, device: a100_sxm_80, devices_per_node: 4}",
+    "workload={name: transformer_training, model: {layers: 4, hidden: 512, ffn: 1536, heads: 4, kv_heads: 2, vocab: 4096}, "
+    "seq_len: 1024, global_batch: 8}",
+)
+
+
+def small(planner: str = "parallelism_search") -> Scenario:
+    return load(ROOT / "scenarios" / "search_70b_64.yaml", (*SMALL, f"planner={{name: {planner}}}"))
+
+
+def brute_force(scenario: Scenario, largest: Limits) -> set[tuple[int, ...]]:
+    """Every combination of small numbers that `problems_of` has nothing against."""
+    workload, n = scenario.workload(), scenario.cluster().n_ranks
+    sizes = product(divisors(n, n), divisors(n, n), divisors(n, n), range(1, 5), range(1, 9), range(3), range(4))
+    found = set()
+    for tp, pp, cp, vpp, microbatch, mode, zero in sizes:
+        if n % (tp * pp * cp) or (zero and n // (tp * pp) == 1) or vpp > largest.max_vpp:
+            continue
+        given = fixed.Params(
+            tp=tp, pp=pp, cp=cp, vpp=vpp, microbatch=microbatch, zero=zero, recompute=RECOMPUTE[mode], detail="chunk"
+        )
+        choice = fixed.choice_of(given, workload, n)
+        if not problems_of(choice, workload, n):
+            found.add((choice.dp, tp, pp, cp, vpp, microbatch, mode, zero))
+    return found
+
+
+def test_the_search_considers_exactly_what_is_feasible() -> None:
+    scenario = small()
+    limits = Limits(max_tp=64, max_cp=64, max_vpp=4, max_microbatch=16)
+    table = enumerate_all(scenario.workload(), 4, limits)
+    rows = [tuple(int(getattr(table, name)[i]) for name in COLUMNS) for i in range(len(table))]
+    assert len(rows) == len(set(rows))
+    assert set(rows) == brute_force(scenario, limits)
+
+
+@pytest.mark.slow
+def test_the_search_finds_the_fastest_of_all() -> None:
+    """Every feasible plan is simulated; the search simulates ten of them and may miss by what ranks alike."""
+    scenario = small()
+    workload, cluster = scenario.workload(), scenario.cluster()
+    backend = SimBackend.from_scenario(scenario)
+    table = enumerate_all(workload, 4, Limits(max_tp=64, max_cp=64, max_vpp=2, max_microbatch=2, recompute=("none",)))
+    times = []
+    for i in range(len(table)):
+        given = fixed.Params.model_validate({**table.row(i), "detail": "chunk"})
+        times.append(backend.run(training_plan(workload, fixed.choice_of(given, workload, 4), cluster)).makespan_s)
+    best = scenario.plan().decisions["search"]["best"]
+    assert best[0]["seconds"] <= min(times) * 1.02
+    assert [b["seconds"] for b in best] == sorted(b["seconds"] for b in best)
+
+
+def test_the_closed_form_is_close_to_the_simulator() -> None:
+    found = small().plan().decisions["search"]
+    errors = [abs(b["estimate_s"] / b["seconds"] - 1) for b in found["best"]]
+    assert len(errors) == 10
+    assert np.median(errors) < 0.1
+
+
+def test_without_a_simulator_the_closed_form_decides() -> None:
+    scenario = small()
+    cluster = scenario.cluster()
+    chosen = plan(scenario.workload(), cluster, CostModel(cluster), Params(simulate=3))
+    search = chosen.decisions["search"]
+    assert search["simulated"] == 0
+    assert [b["seconds"] for b in search["best"]] == [b["estimate_s"] for b in search["best"]]
+    assert search["considered"] > search["pruned"]
+    assert {k: v for k, v in search["best"][0].items() if k in ("dp", "tp")} == {
+        k: chosen.decisions["parallelism"][k] for k in ("dp", "tp")
+    }
+
+
+def test_when_nothing_fits_the_nearest_miss_is_named() -> None:
+    scenario = load(
+        ROOT / "scenarios" / "search_70b_64.yaml", ("cluster.nodes=1", "cluster.device=t4", "cluster.intra=pcie3")
+    )
+    with pytest.raises(DoesNotFit, match="GB are lacking in the nearest miss"):
+        scenario.plan()
+
+
+def test_when_nothing_divides_it_says_so() -> None:
+    scenario = load(ROOT / "scenarios" / "search_70b_64.yaml", ("workload.global_batch=1", "cluster.nodes=81"))
+    with pytest.raises(PlanError, match="no parallelism divides"):
+        scenario.plan()
