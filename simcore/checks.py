@@ -16,7 +16,7 @@ def problems_of(plan: Plan, cluster: Cluster) -> list[Problem]:
     """Everything that contradicts itself or the cluster; memory is `shortfalls`."""
     found = [*_group_problems(plan, cluster), *_order_problems(plan)]
     known = set(plan.groups)
-    for op in {id(task.op): task.op for task in plan.tasks}.values():
+    for op in plan.distinct_ops[0]:
         found += _op_problems(op, plan, cluster, known)
     return found
 
@@ -55,12 +55,14 @@ def _order_problems(plan: Plan) -> Iterator[Problem]:
     if len(position) < len(plan.tasks):
         yield Problem("tasks", "the same id twice", "each id once")
         return
-    for i, task in enumerate(plan.tasks):
-        for before in task.after:
-            if before not in position:
-                yield Problem(f"tasks.{task.id}.after", repr(before), "the id of a task of this plan")
-            elif position[before] >= i:
-                yield Problem(f"tasks.{task.id}.after", repr(before), "a task listed before this one")
+    before, after = plan.edges
+    for i in np.unique(after[(before < 0) | (before >= after)]).tolist():
+        task = plan.tasks[i]
+        for name in task.after:
+            if name not in position:
+                yield Problem(f"tasks.{task.id}.after", repr(name), "the id of a task of this plan")
+            elif position[name] >= i:
+                yield Problem(f"tasks.{task.id}.after", repr(name), "a task listed before this one")
 
 
 def _op_problems(op: Op, plan: Plan, cluster: Cluster, known: set[str]) -> Iterator[Problem]:
@@ -90,14 +92,15 @@ def shortfalls(plan: Plan, cluster: Cluster) -> list[Problem]:
     """Devices whose memory the plan exceeds: resident memory plus the peak of activations in program order."""
     found: list[Problem] = []
     resident, peak = resident_memory(plan), activation_peaks(plan)
-    membership = (
-        np.stack([_members(plan, name) for name in plan.groups]) if plan.groups else np.zeros((1, plan.n_ranks))
-    )
+    heavy = [name for name in plan.groups if any(resident[name].values()) or peak[name]]
+    if not heavy:
+        return found
+    membership = np.stack([_members(plan, name) for name in heavy])
     kinds, first = np.unique(
         np.vstack([membership, cluster.device_index[: plan.n_ranks][None, :]]), axis=1, return_index=True
     )
     for column, rank in zip(kinds.T, first, strict=True):
-        inside = [name for name, member in zip(plan.groups, column[:-1], strict=False) if member]
+        inside = [name for name, member in zip(heavy, column[:-1], strict=True) if member]
         device = cluster.device(int(rank))
         parts: dict[str, float] = {}
         for name in inside:

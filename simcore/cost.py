@@ -10,6 +10,7 @@ from costmodels.collectives import Choice, Shape, best
 from costmodels.specs import DeviceSpec, Estimate, LinkSpec
 from costmodels.storage import demand as store_demand
 from simcore.cluster import Cluster
+from simcore.grouping import mix
 from simcore.plan import Collective, Compute, Op, Read, Transfer, Write
 
 Ints = NDArray[np.int64]
@@ -38,6 +39,7 @@ class CostModel:
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
+        self._routes: dict[tuple[int, int], Ints] = {}
         self._computed: dict[tuple[object, str], Estimate] = {}
         self._demands: dict[tuple[object, bytes], Demand] = {}
 
@@ -54,14 +56,11 @@ class CostModel:
         Members are alike if they are on the same host as the one before, and if so at the same distance from the first.
         """
         node = self.cluster.fabric.node_of(instances)
-        kinds = self.cluster.device_index[instances]
-        same_host = node[:, :, None] == node[:, None, :1] if instances.shape[1] <= 2 else None
-        steps = np.diff(node, axis=1, prepend=node[:, :1]) == 0
-        columns = [kinds, steps.astype(np.int64)]
-        if same_host is not None:
-            columns.append(same_host[:, :, 0].astype(np.int64))
-        table = np.concatenate(columns, axis=1)
-        return np.asarray(np.unique(table, axis=0, return_inverse=True)[1].reshape(-1), dtype=np.int64)
+        code = 2 * self.cluster.device_index[instances].astype(np.uint64)
+        code[:, 1:] += node[:, 1:] == node[:, :-1]
+        position = np.arange(instances.shape[1], dtype=np.uint64)
+        with np.errstate(over="ignore"):
+            return np.asarray(mix(mix(code) + position).sum(axis=1, dtype=np.uint64).view(np.int64), dtype=np.int64)
 
     def demands(self, op: Op, instances: Ints) -> list[Demand]:
         """One for each row of `instances`: (k, members) of a collective, (k, 2) source and target, (k, 1) of a read or write."""
@@ -117,8 +116,7 @@ class CostModel:
         return float(min(capacity[out].min(), capacity[into].min()))
 
     def _transfer(self, op: Transfer, pair: Ints) -> Demand:
-        route = self.cluster.fabric.routes(pair[:1], pair[1:])[0]
-        route = route[route >= 0]
+        route = self._route(pair)
         if len(route) == 0:
             estimate = Estimate(seconds=0.0, method="closed_form", source="a rank to itself")
             return Demand(latency_s=0.0, volume_B=0.0, cap_B_per_s=np.inf, nbytes=op.nbytes, estimate=estimate)
@@ -135,6 +133,14 @@ class CostModel:
         return Demand(
             latency_s=latency, volume_B=float(op.nbytes), cap_B_per_s=rate, nbytes=op.nbytes, estimate=estimate
         )
+
+    def _route(self, pair: Ints) -> Ints:
+        """Links from one rank to another."""
+        key = (int(pair[0]), int(pair[1]))
+        if key not in self._routes:
+            links = self.cluster.fabric.routes(pair[:1], pair[1:])[0]
+            self._routes[key] = links[links >= 0]
+        return self._routes[key]
 
     def _storage(self, op: Read | Write, rank: int) -> Demand:
         store = self.cluster.stores[op.store]
@@ -154,6 +160,9 @@ class CostModel:
         number = np.arange(len(instances))
         if isinstance(op, Collective):
             return self._collective_links(op, instances)
+        if isinstance(op, Transfer) and len(instances) == 1:
+            route = self._route(instances[0])
+            return np.zeros(len(route), dtype=np.int64), route, np.ones(len(route))
         if isinstance(op, Transfer):
             routes = self.cluster.fabric.routes(instances[:, 0], instances[:, 1])
         else:
@@ -172,11 +181,17 @@ class CostModel:
         rows = np.repeat(np.arange(len(instances)), instances.shape[1])
         up, down = fabric.core_links(ranks, np.roll(instances, -1, axis=1).ravel())
         near, far = fabric.intra_ports(ranks), fabric.net_ports(ranks)
-        links = np.concatenate([*near, *far, up, down])
-        weights = np.concatenate([node_weight[rows]] * 2 + [net_weight[rows]] * 4)
-        rows = np.tile(rows, 6)
-        used = (links >= 0) & (weights > 0)
-        return _summed(rows[used], links[used], weights[used], len(fabric.capacity_B_per_s))
+        pairs = [(pair, weight[rows]) for pair, weight in ((near, node_weight), (far, net_weight)) if weight.any()]
+        own = [(rows, ports, weight) for pair, weight in pairs for ports in pair]
+        core = [(rows, links, net_weight[rows]) for links in (up, down)] if net_weight.any() else []
+        crossing = [tuple(c[(links >= 0) & (w > 0)] for c in (r, links, w)) for r, links, w in core]
+        if crossing:
+            row, link, weight = (np.concatenate(c) for c in zip(*crossing, strict=True))
+            own.append(_summed(row, link, weight, len(fabric.capacity_B_per_s)))
+        if not own:
+            return rows[:0], rows[:0], np.empty(0)
+        row, link, weight = (np.concatenate(c) for c in zip(*own, strict=True))
+        return row[weight > 0], link[weight > 0], weight[weight > 0]
 
 
 def _summed(rows: Ints, links: Ints, weights: Floats, n_links: int) -> tuple[Ints, Ints, Floats]:

@@ -19,7 +19,7 @@ from simcore.errors import PlanError, Problem
 from simcore.faults import Event, touched
 from simcore.grouping import Partition, first_members
 from simcore.lowering import Program, Rows, lower
-from simcore.placement import Costs, Demands, Disturbed, OpTable, Sites, contended_uses, distinct_ops, op_table, split
+from simcore.placement import Costs, Demands, Disturbed, OpTable, Sites, contended_uses, op_table, split
 from simcore.plan import Plan
 from simcore.player import IDLE, QUESTION, REACHED, advance, answer, begin, kill, set_capacity, set_speed
 from simcore.recording import Played, record
@@ -77,7 +77,7 @@ def prepare(
     plan: Plan, cluster: Cluster, cost: Costs, faults: Sequence[Event], *, alone: bool, sharing: str, skew: bool
 ) -> Prepared:
     """Everything that does not depend on time."""
-    ops, op_of = distinct_ops(plan)
+    ops, op_of = plan.distinct_ops
     sites = Sites(plan, ops, cost, skew=skew)
     demands = Demands(ops, sites, cost)
     disturbed = _disturbed(faults, plan, cluster)

@@ -70,8 +70,6 @@ def partition(rank_colour: Colours, link_colour: Colours, placements: Sequence[C
     """The coarsest partition that nothing tells apart, from initial colours (n_ranks,) and (n_links,)."""
     bases = [mix(p.signature) ^ mix(1_000_003 * (i + 1)) for i, p in enumerate(placements)]
     weights = [[mix(w.view(np.int64)) ^ mix(7_919 * (j + 1)) for j, (_, _, w) in enumerate(p.uses)] for p in placements]
-    if len(np.unique(rank_colour)) == len(rank_colour):
-        return singletons(len(rank_colour), len(link_colour), placements)
     ranks, links, instances = rank_colour, link_colour, bases
     counts = (0, 0)
     while True:
@@ -108,6 +106,6 @@ def _tell_members(ranks: Colours, links: Colours, colours: Colours, p: Communica
             np.add.at(links, link, mix(colours[instance] ^ weight))
 
 
-def singletons(n_ranks: int, n_links: int, placements: Sequence[Communicators]) -> Partition:
-    """Every rank, communicator and link by itself."""
-    return Partition(np.arange(n_ranks), tuple(np.arange(len(p.members)) for p in placements), np.arange(n_links))
+def singletons(n_ranks: int, n_links: int, sizes: Sequence[int]) -> Partition:
+    """Every rank, instance (`sizes` of them in each placement) and link by itself."""
+    return Partition(np.arange(n_ranks), tuple(np.arange(k) for k in sizes), np.arange(n_links))

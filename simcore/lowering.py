@@ -126,11 +126,7 @@ def _sequence(parts: _Parts, stream_of_task: Ints) -> tuple[Ints, Ints, Ints]:
 
 
 def _dependency_edges(plan: Plan, placed: list[Placed], placed_of: Ints, first: Ints) -> tuple[Ints, Ints]:
-    position = plan.index
-    pairs = [(position[a], t) for t, task in enumerate(plan.tasks) for a in task.after]
-    if not pairs:
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-    before, task = np.array(pairs, dtype=np.int64).T
+    before, task = plan.edges
     sizes = np.array([p.n_nodes for p in placed])
     plain = (sizes[placed_of[before]] == 1) & (sizes[placed_of[task]] == 1)
     sources, targets = [first[before[plain]]], [first[task[plain]]]

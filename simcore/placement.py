@@ -74,7 +74,7 @@ class Row:
 class OpTable:
     """Every distinct op with its nodes as `rows`; `first_row[op] + j` is node j of the op."""
 
-    ops: list[Op]
+    ops: Sequence[Op]
     placed: list[Placed]
     placed_of_op: Ints
     stream_of_op: Ints
@@ -85,19 +85,6 @@ class OpTable:
     def n_nodes(self) -> Ints:
         """(placements,) nodes of a task placed there."""
         return np.array([p.n_nodes for p in self.placed], dtype=np.int64)
-
-
-def distinct_ops(plan: Plan) -> tuple[list[Op], Ints]:
-    """The plan's op objects, each once, and the position of each task's op among them."""
-    position: dict[int, int] = {}
-    ops: list[Op] = []
-    of_task = np.empty(len(plan.tasks), dtype=np.int64)
-    for t, task in enumerate(plan.tasks):
-        found = position.setdefault(id(task.op), len(ops))
-        if found == len(ops):
-            ops.append(task.op)
-        of_task[t] = found
-    return ops, of_task
 
 
 class Sites:
@@ -116,8 +103,10 @@ class Sites:
             self.of_op[i] = known[key]
             self.sites[known[key]].ops.append(i)
         for site in self.sites:
-            if site.communicates:
+            if site.communicates and len(site.members) > 1:
                 site.signature = cost.signature(site.members)
+            elif site.communicates:
+                site.signature = np.zeros(1, dtype=np.int64)
 
 
 def _site_key(op: Op, skew: bool) -> object:
@@ -150,6 +139,9 @@ class Disturbed:
     lowest: Floats
 
 
+ALONE = np.zeros(1, dtype=np.int64)
+
+
 class Demands:
     """Demands of each op in each instance, computed once for instances that are placed alike."""
 
@@ -164,7 +156,9 @@ class Demands:
                 self.by_kind.append([])
                 self.kind.append(np.empty(0, dtype=np.int64))
                 continue
-            if number not in alike:
+            if len(site.members) == 1:
+                alike[number] = (ALONE, ALONE)
+            elif number not in alike:
                 _, first, inverse = np.unique(site.signature, return_index=True, return_inverse=True)
                 alike[number] = (first, inverse.reshape(-1).astype(np.int64))
             first, inverse = alike[number]
@@ -213,25 +207,28 @@ def split(
     plan: Plan, cluster: Cluster, sites: Sites, uses: Sequence[Use | None], disturbed: Disturbed, alone: bool
 ) -> Partition:
     """Classes of ranks, instances and links; `alone` puts every rank by itself."""
+    n = plan.n_ranks
+    sizes = [len(site.members) for site in sites.sites if site.communicates]
+    if alone:
+        return singletons(n, len(disturbed.links), sizes)
+    with np.errstate(over="ignore"):
+        colour = mix(cluster.device_index[:n]) + mix(disturbed.ranks[:n])
+        for i, group in enumerate(plan.groups.values()):
+            colour[group.ranks().reshape(-1)] += mix(i + 1)
+        if len(np.unique(colour)) == n:
+            return singletons(n, len(disturbed.links), sizes)
+        links = mix(cluster.fabric.capacity_B_per_s.view(np.int64)) + mix(disturbed.links)
     communicators = []
     for site in sites.sites:
         if site.communicates:
             c = Communicators(site.members, site.roles, site.signature)
             c.uses = [use for i in site.ops if (use := uses[i]) is not None]
             communicators.append(c)
-    n = plan.n_ranks
-    if alone:
-        return singletons(n, len(disturbed.links), communicators)
-    with np.errstate(over="ignore"):
-        colour = mix(cluster.device_index[:n]) + mix(disturbed.ranks[:n])
-        for i, group in enumerate(plan.groups.values()):
-            colour[group.ranks().reshape(-1)] += mix(i + 1)
-        links = mix(cluster.fabric.capacity_B_per_s.view(np.int64)) + mix(disturbed.links)
     return partition(mix(colour), links, communicators)
 
 
 def op_table(
-    ops: list[Op],
+    ops: Sequence[Op],
     sites: Sites,
     demands: Demands,
     uses: Sequence[Use | None],

@@ -171,6 +171,24 @@ class Plan:
         """Position of each task by its id."""
         return {task.id: i for i, task in enumerate(self.tasks)}
 
+    @cached_property
+    def edges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Dependencies as positions: (predecessor, task), both (edges,); -1 for a predecessor that no task has as its id."""
+        position = self.index.get
+        before = [position(a, -1) for task in self.tasks for a in task.after]
+        counts = [len(task.after) for task in self.tasks]
+        return np.array(before, dtype=np.int64), np.repeat(np.arange(len(counts)), counts)
+
+    @cached_property
+    def distinct_ops(self) -> tuple[tuple[Op, ...], NDArray[np.int64]]:
+        """The op objects, each once in order of appearance, and the position of each task's op among them."""
+        ids = np.array([id(task.op) for task in self.tasks], dtype=np.int64)
+        _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
+        order = np.argsort(first)
+        place = np.empty(len(first), dtype=np.int64)
+        place[order] = np.arange(len(first))
+        return tuple(self.tasks[i].op for i in first[order].tolist()), place[inverse.reshape(-1)]
+
     def to_json(self) -> str:
         """Canonical JSON: keys sorted, equal ops written once, dependencies by position."""
         ops: dict[Op, int] = {}

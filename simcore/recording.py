@@ -109,7 +109,8 @@ def _memory(plan: Plan, classes: Partition, program: Program, played: Played) ->
     """Resident memory by kind, and the peak of activations, on each lane."""
     peaks = _activation_peaks(plan, classes, program, played)
     resident = resident_memory(plan)
-    inside = {name: set(classes.ranks[group.ranks().reshape(-1)].tolist()) for name, group in plan.groups.items()}
+    heavy = [name for name, kinds in resident.items() if kinds]
+    inside = {name: set(classes.ranks[plan.groups[name].ranks().reshape(-1)].tolist()) for name in heavy}
     out = []
     for c in range(classes.n_classes):
         kinds: dict[str, float] = {}
