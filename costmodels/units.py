@@ -3,7 +3,6 @@
 import re
 from decimal import Decimal
 from functools import lru_cache
-from tokenize import TokenError
 from typing import TYPE_CHECKING
 
 from costmodels.errors import DataError, Problem
@@ -81,8 +80,9 @@ COMMON = {
 }
 """Spellings read without pint, whose import takes longer than loading a scenario; equal to what pint makes of them."""
 
-_COMMON = re.compile(r"([-+]?[0-9]{1,30}(?:\.[0-9]{1,30})?(?:[eE][-+]?[0-9]{1,3})?) ?([A-Za-z/]+)")
-_PLAIN = re.compile(r"[-+0-9.eE\s]{1,40}[A-Za-zµ/* ]{1,60}")  # powers and brackets would be computed, however large
+_NUMBER = r"[-+]? ?(?:[0-9]{1,30}\.?[0-9]{0,30}|\.[0-9]{1,30})(?:[eE][-+]?[0-9]{1,3})?"
+_COMMON = re.compile(rf"({_NUMBER}) ?([A-Za-z/]*)")
+_PLAIN = re.compile(rf"{_NUMBER}(?: ?/)? ?[A-Za-zµ]+(?: ?[ */] ?[A-Za-zµ]+){{0,3}}")  # nothing that pint would compute
 _LARGEST = 1e300
 
 
@@ -110,18 +110,18 @@ def _refused(given: object, dimension: str, field: str, why: str = "Plain number
 
 
 def _common(text: str, dimension: str) -> float | None:
-    """The spellings of `COMMON`, rounded once; None for everything else."""
+    """Plain numbers (YAML reads 1e9 as a text) and the spellings of `COMMON`, rounded once; None for everything else."""
     match = _COMMON.fullmatch(text)
     if match is None:
         return None
-    measures, factor = COMMON.get(match[2], ("", Decimal(0)))
-    return float(Decimal(match[1]) * factor) if measures == dimension else None
+    measures, factor = COMMON.get(match[2], ("", Decimal(0))) if match[2] else (dimension, Decimal(1))
+    return float(Decimal(match[1].replace(" ", "")) * factor) if measures == dimension else None
 
 
 def _with_pint(text: str, given: str, dimension: str, field: str) -> float:
     import pint
 
-    if not _PLAIN.fullmatch(text) or "**" in text:
+    if not _PLAIN.fullmatch(text):
         raise _refused(given, dimension, field)
     try:
         quantity: pint.Quantity[float] = _registry().Quantity(text)
@@ -130,7 +130,7 @@ def _with_pint(text: str, given: str, dimension: str, field: str) -> float:
         raise _refused(given, dimension, field, f"There is no unit {', '.join(error.unit_names)!r}.") from None
     except pint.DimensionalityError:
         raise _refused(given, dimension, field, f"That is a quantity of {quantity.dimensionality}.") from None
-    except (pint.PintError, ValueError, TypeError, AttributeError, ArithmeticError, SyntaxError, TokenError):
+    except (pint.PintError, ArithmeticError):
         raise _refused(given, dimension, field) from None
 
 
