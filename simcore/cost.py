@@ -41,7 +41,6 @@ class CostModel:
         self.cluster = cluster
         self._routes: dict[tuple[int, int], Ints] = {}
         self._computed: dict[tuple[object, str], Estimate] = {}
-        self._demands: dict[tuple[object, bytes], Demand] = {}
 
     def compute(self, op: Compute, device: DeviceSpec) -> Estimate:
         """All kernels of the op, one after the other; as uncertain as the worst of them."""
