@@ -32,7 +32,11 @@ SPECS: dict[Kind, type[DeviceSpec] | type[LinkSpec] | type[StoreSpec]] = {
 DTYPES = ("float32", "tf32", "float16", "bfloat16", "fp8", "int8", "int4")
 TEXTS = ("title", "kind", "vendor", "architecture", "host_link", "peer_link")
 FLAGS = ("duplex", "switched", "reduces_in_network", "shared")
-TABLES = ("measured", "efficiency")
+TABLES: dict[Kind, tuple[str, ...]] = {
+    "devices": ("measured", "efficiency"),
+    "links": ("measured",),
+    "stores": ("measured",),
+}
 SHARES = ("efficiency", "overlap_slowdown")  # at most 1
 DIMENSIONS = {
     "memory_B": "bytes",
@@ -96,6 +100,7 @@ class _Reader:
     """Collects fields, their sources and every problem of one document."""
 
     def __init__(self, kind: Kind) -> None:
+        self.tables = TABLES[kind]
         self.known = ["aliases", *(f for f in SPECS[kind].__slots__ if f not in ("name", "sources"))]
         self.fields: dict[str, Any] = {}
         self.sources: dict[str, str] = {}
@@ -117,8 +122,8 @@ class _Reader:
             self.fields[key] = value
         elif key == "flop_per_s":
             self.fields[key] = self.peaks(value)
-        elif key in TABLES and not _is_quantity(value) and isinstance(value, dict):
-            self.fields[key] = value
+        elif key in self.tables:
+            self.fields[key] = self.table(key, value)
         else:
             self.fields[key] = self.number(key, value, DIMENSIONS.get(key, "number"))
 
@@ -126,6 +131,17 @@ class _Reader:
         if not isinstance(value, str) or not value.strip():
             self.problem(key, value, "a text")
         return str(value)
+
+    def table(self, key: str, value: object) -> Mapping[str, Any]:
+        """Measurements as they are; the parameters of a fit are numbers by name."""
+        if not isinstance(value, dict):
+            self.problem(key, value, "a mapping")
+            return {}
+        if key == "efficiency":
+            for name, number in value.items():
+                if isinstance(number, bool) or not isinstance(number, (int, float)):
+                    self.problem(f"efficiency.{name}", number, "a number")
+        return value
 
     def peaks(self, value: object) -> dict[str, float]:
         """FLOP a second by dtype."""

@@ -4,9 +4,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from costmodels.catalog import BUILT_IN, KINDS, Catalog, Kind, device, fold, link, load_device, store, write_entry
 from costmodels.entries import DTYPES, aliases, load
@@ -207,6 +210,37 @@ def test_all_mistakes_are_said_at_once_and_nothing_is_written(tmp_path: Path) ->
     assert problems["architecture"].allowed == "required"
     assert "[information]" in problems["flop_per_s.float32"].advice
     assert not (tmp_path / "devices").exists()
+
+
+def test_the_efficiency_of_a_link_is_a_number_and_of_a_device_a_table(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=re.escape("efficiency.vector: given 'high'; allowed: a number")):
+        write_entry(tmp_path, "devices", "x", {**ENTRY, "efficiency": {"vector": "high"}})
+    with pytest.raises(DataError, match="measured: given 7; allowed: a mapping"):
+        write_entry(tmp_path, "devices", "x", {**ENTRY, "measured": 7})
+    rate, latency = {"value": "1 GB/s", "source": "me"}, {"value": "1 us", "source": "me"}
+    entry = {"title": "x", "kind": "loopback", "B_per_s": rate, "latency_s": latency, "efficiency": {"vector": 1.0}}
+    with pytest.raises(DataError, match=r"efficiency: given .* Every number says where it comes from"):
+        write_entry(tmp_path, "links", "x", entry)
+
+
+@given(st.randoms(use_true_random=False), st.sampled_from(ENTRIES))
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_spoiled_file_is_read_or_refused(tmp_path: Path, random: Random, entry: tuple[Kind, Path]) -> None:
+    kind, source = entry
+    text = source.read_text()
+    for _ in range(random.randint(1, 4)):
+        at = random.randrange(len(text) + 1)
+        text = (
+            text[:at]
+            + random.choice(["", "{", "}", ":", "-", "\n", " 7 ", "null", "[]", "&a", "*a"])
+            + text[at + random.randint(0, 9) :]
+        )
+    path = tmp_path / f"{random.getrandbits(60)}.yaml"
+    path.write_text(text)
+    try:
+        assert load(kind, path).sources
+    except DataError as error:
+        assert error.problems
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "a: [", "a: 1\n\tb: 2", "\x00", "!!python/object:os.x {}", "[" * 5000])
