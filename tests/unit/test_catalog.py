@@ -224,7 +224,7 @@ def test_the_efficiency_of_a_link_is_a_number_and_of_a_device_a_table(tmp_path: 
 
 
 @given(st.randoms(use_true_random=False), st.sampled_from(ENTRIES))
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_spoiled_file_is_read_or_refused(tmp_path: Path, random: Random, entry: tuple[Kind, Path]) -> None:
     kind, source = entry
     text = source.read_text()
