@@ -61,6 +61,9 @@ class LinkSpec:
     duplex: bool = True
     switched: bool = False  # a switch connects every port to every other at full rate (NVSwitch)
     reduces_in_network: bool = False  # NVLS, SHARP
+    start_s: float = 0.0  # before the first byte of a collective or a transfer: launch of its kernel and handshake
+    ramp_s: float = 0.0  # filling of the pipeline: bytes that take x seconds take 2 sqrt(x ramp_s) more
+    joins: float | None = None  # most devices that one such link joins (a bridge: 2); None: all of a host
     measured: Mapping[str, object] = field(default_factory=dict, hash=False)  # tables written by `calibrate`
     price_usd_per_B: float | None = None
     sources: Mapping[str, str] = field(default_factory=dict, hash=False)
