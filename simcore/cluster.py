@@ -42,10 +42,14 @@ class Fabric(Protocol):
     def net_ports(self, ranks: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Links out of each rank to the network and from it."""
 
-    def core_links(
-        self, sources: NDArray[np.int64], targets: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Uplink and downlink of the core between two ranks, -1 where there is none."""
+    def core_links(self, sources: NDArray[np.int64], targets: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Links between two ranks beyond their own ports: (n, most), -1 where there is none."""
+
+    def distance(self, sources: NDArray[np.int64], targets: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(n,) equal numbers for ways of equal latency and rate."""
+
+    def ring(self, members: NDArray[np.int64]) -> tuple[float, float]:
+        """What a ring over the network has: bytes per second of its slowest port or link, latency of its slowest step."""
 
     def link_name(self, link: int) -> str:
         """A name for messages and pictures: `gpu 12 -> nvswitch`."""

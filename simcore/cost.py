@@ -50,16 +50,13 @@ class CostModel:
         return self._computed[key]
 
     def signature(self, instances: Ints) -> Ints:
-        """(k,) equal numbers for instances (k, members) of which every member has the same device and stands alike to the others.
-
-        Members are alike if they are on the same host as the one before, and if so at the same distance from the first.
-        """
-        node = self.cluster.fabric.node_of(instances)
-        code = 2 * self.cluster.device_index[instances].astype(np.uint64)
-        code[:, 1:] += node[:, 1:] == node[:, :-1]
+        """(k,) equal numbers for instances (k, members) whose members have the same devices at the same distances, in order."""
+        following = np.roll(instances, -1, axis=1)
+        distance = self.cluster.fabric.distance(instances.ravel(), following.ravel()).reshape(instances.shape)
+        code = mix(self.cluster.device_index[instances]) ^ mix(distance)
         position = np.arange(instances.shape[1], dtype=np.uint64)
         with np.errstate(over="ignore"):
-            return np.asarray(mix(mix(code) + position).sum(axis=1, dtype=np.uint64).view(np.int64), dtype=np.int64)
+            return np.asarray(mix(code + mix(position)).sum(axis=1, dtype=np.uint64).view(np.int64), dtype=np.int64)
 
     def demands(self, op: Op, instances: Ints) -> list[Demand]:
         """One for each row of `instances`: (k, members) of a collective, (k, 2) source and target, (k, 1) of a read or write."""
@@ -97,22 +94,20 @@ class CostModel:
         counts = np.unique(node, return_counts=True)[1]
         near = [link for k in kinds if (link := self.cluster.intra[k]) is not None] if counts.max() > 1 else []
         far = [link for k in kinds if (link := self.cluster.inter[k]) is not None] if len(counts) > 1 else []
+        rate, step_s = fabric.ring(members) if far else (np.inf, 0.0)
         shape = Shape(
             size=len(members),
             nodes=len(counts),
             rails=float(counts.min()),
             node_B_per_s=min((x.B_per_s * x.efficiency for x in near), default=np.inf),
-            net_B_per_s=self._slowest_port(members) if far else np.inf,
+            net_B_per_s=rate,
             node_s=max((x.latency_s for x in near), default=0.0),
-            net_s=max((x.latency_s for x in far), default=0.0),
-            in_switch=len(counts) == 1 and bool(near) and all(x.switched and x.reduces_in_network for x in near),
+            net_s=step_s,
+            in_switch=bool(near) and all(x.switched and x.reduces_in_network for x in near),
+            start_s=max((x.start_s for x in [*near, *far]), default=0.0),
+            ramp_s=max((x.ramp_s for x in [*near, *far]), default=0.0),
         )
         return shape, min([*near, *far], key=lambda x: x.B_per_s * x.efficiency, default=None)
-
-    def _slowest_port(self, members: Ints) -> float:
-        out, into = self.cluster.fabric.net_ports(members)
-        capacity = self.cluster.fabric.capacity_B_per_s
-        return float(min(capacity[out].min(), capacity[into].min()))
 
     def _transfer(self, op: Transfer, pair: Ints) -> Demand:
         route = self._route(pair)
@@ -178,11 +173,11 @@ class CostModel:
         net_weight = np.array([d.net_weight for d in demands])[alike.reshape(-1)]
         fabric, ranks = self.cluster.fabric, instances.ravel()
         rows = np.repeat(np.arange(len(instances)), instances.shape[1])
-        up, down = fabric.core_links(ranks, np.roll(instances, -1, axis=1).ravel())
+        between = fabric.core_links(ranks, np.roll(instances, -1, axis=1).ravel())
         near, far = fabric.intra_ports(ranks), fabric.net_ports(ranks)
         pairs = [(pair, weight[rows]) for pair, weight in ((near, node_weight), (far, net_weight)) if weight.any()]
-        own = [(rows, ports, weight) for pair, weight in pairs for ports in pair]
-        core = [(rows, links, net_weight[rows]) for links in (up, down)] if net_weight.any() else []
+        own = [(rows[p >= 0], p[p >= 0], weight[p >= 0]) for pair, weight in pairs for p in pair]
+        core = [(rows, links, net_weight[rows]) for links in between.T] if net_weight.any() else []
         crossing = [tuple(c[(links >= 0) & (w > 0)] for c in (r, links, w)) for r, links, w in core]
         if crossing:
             row, link, weight = (np.concatenate(c) for c in zip(*crossing, strict=True))

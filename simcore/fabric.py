@@ -115,23 +115,35 @@ class HostFabric:
         """Links out of and into each rank's network port."""
         return 2 * self.n_ranks + ranks, 3 * self.n_ranks + ranks
 
-    def core_links(self, sources: Ints, targets: Ints) -> tuple[Ints, Ints]:
+    def distance(self, sources: Ints, targets: Ints) -> Ints:
+        """0 on one host, 1 below one leaf, 2 across the core."""
+        if self.leaves is None:
+            return np.asarray(self.node[sources] != self.node[targets], dtype=np.int64)
+        near = self.node[sources] == self.node[targets]
+        below = self.leaves.of[sources] == self.leaves.of[targets]
+        return np.where(near, 0, np.where(below, 1, 2)).astype(np.int64)
+
+    def ring(self, members: Ints) -> tuple[float, float]:
+        out, into = self.net_ports(members)
+        rate = min(self.capacity_B_per_s[out].min(), self.capacity_B_per_s[into].min())
+        return float(rate), float(self.latency_s[out].max())
+
+    def core_links(self, sources: Ints, targets: Ints) -> Ints:
         """Uplink and downlink between the leaves of two ranks, -1 where they share a leaf or the core has no links."""
-        none = np.full(sources.shape, -1, dtype=np.int64)
         if self.leaves is None or self.leaves.uplinks == 0:
-            return none, none
+            return np.full((len(sources), 2), -1, dtype=np.int64)
         a, b = self.leaves.of[sources], self.leaves.of[targets]
         way = _hash(sources, targets) % self.leaves.uplinks
         away = (a != b) & (self.node[sources] != self.node[targets])
         up = self._sections["up"][0] + a * self.leaves.uplinks + way
         down = self._sections["down"][0] + b * self.leaves.uplinks + way
-        return np.where(away, up, -1), np.where(away, down, -1)
+        return np.stack([np.where(away, up, -1), np.where(away, down, -1)], axis=1)
 
     def routes(self, sources: Ints, targets: Ints) -> Ints:
         same = self.node[sources] == self.node[targets]
         (near_out, near_in), (far_out, far_in) = self.intra_ports(sources), self.net_ports(sources)
         near_in, far_in = self.intra_ports(targets)[1], self.net_ports(targets)[1]
-        up, down = self.core_links(sources, targets)
+        up, down = self.core_links(sources, targets).T
         columns = (
             np.where(same, near_out, far_out),
             np.where(same, near_in, up),
