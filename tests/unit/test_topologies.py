@@ -51,7 +51,7 @@ def test_a_switched_node_needs_a_switch() -> None:
 @pytest.mark.parametrize(("nodes", "degree"), [(5, 3), (4, 4), (6, 1)])
 def test_overlays_that_cannot_be(nodes: int, degree: int) -> None:
     params = random_regular.Params(device="laptop_cpu", link="wifi6", nodes=nodes, degree=degree)
-    with pytest.raises(ScenarioError, match="cluster.degree"):
+    with pytest.raises(ScenarioError, match=r"cluster\.degree"):
         random_regular.build(params, CATALOG)
 
 
