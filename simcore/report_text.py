@@ -76,7 +76,7 @@ def _heading(report: Report) -> RenderableType:
     return Group(*lines, Text(decisions)) if decisions else Group(*lines)
 
 
-def decisions_line(decisions: Mapping[str, object], longest: int = 400) -> str:
+def decisions_line(decisions: Mapping[str, object], longest: int = 160) -> str:
     """The decisions that fit on a line or two; long lists (a bucket of every parameter) stay in the plan."""
     brief = {key: _brief(value) for key, value in decisions.items()}
     return ", ".join(f"{key} {text}" for key, text in brief.items() if len(text) <= longest)
@@ -94,7 +94,7 @@ def table(title: str, columns: Sequence[str], texts: int = 1) -> Table:
     made = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     made.add_column(Text(title, style="bold"), overflow="fold")
     for i, column in enumerate(columns, start=1):
-        made.add_column(column, justify="left" if i < texts else "right", overflow="fold")
+        made.add_column(column, justify="left" if i < texts else "right", overflow="fold", no_wrap=i >= texts)
     return made
 
 

@@ -13,7 +13,7 @@ from simcore.plan import Plan
 from simcore.report_metrics import UNITS
 from simcore.report_text import amount, decisions_line, spaced, table, warnings_view
 
-SWEPT = ("iteration_s", "tokens_per_s", "mfu", "communication_share", "idle_share", "memory_peak_B")
+SWEPT = ("iteration_s", "tokens_per_s", "mfu", "idle_share", "memory_peak_B")
 
 
 def plan_view(plan: Plan) -> RenderableType:
@@ -60,14 +60,16 @@ def side_by_side(title: str, rows: Mapping[str, Row], units: Mapping[str, str]) 
 
 
 def sweep_view(rows: Sequence[Mapping[str, Any]], swept: Sequence[str]) -> RenderableType:
-    """The values, the main metrics, and the first line of an error where there is one."""
+    """The values and the main metrics; below, what went wrong with the points that have none."""
     shown = [name for name in SWEPT if any(row.get(name) is not None for row in rows)]
-    made = table(swept[0], [*swept[1:], *shown, "error"])
+    made = table(swept[0], [*swept[1:], *shown])
+    failed: list[RenderableType] = []
     for row in rows:
-        failed = str(row.get("error") or "").split("\n")
-        error = " ".join(part.strip() for part in failed[:2])
-        made.add_row(*(str(row[name]) for name in swept), *(amount(row.get(n), UNITS[n]) for n in shown), error)
-    return made
+        made.add_row(*(str(row[name]) for name in swept), *(amount(row.get(n), UNITS[n]) for n in shown))
+        if row.get("error"):
+            point = ", ".join(f"{name} {row[name]}" for name in swept)
+            failed.append(Text(f"{point}: {row['error']}", style="yellow"))
+    return spaced([made, *failed])
 
 
 def catalog_view(entries: Mapping[Any, Sequence[Mapping[str, Any]]]) -> RenderableType:

@@ -1,5 +1,7 @@
 """The chain of tasks that decides the time, on traces made by hand and by the engine."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -18,7 +20,7 @@ def test_a_relay_is_its_own_critical_path() -> None:
     plan, world = relay(3), cluster(3)
     steps = critical_path(plan, simulate(plan, world, PlainCost(world)))
     assert names(steps) == [task.id for task in plan.tasks]
-    assert all(a.end_s == b.start_s for a, b in zip(steps, steps[1:], strict=False))
+    assert all(a.end_s == b.start_s for a, b in pairwise(steps))
 
 
 def test_a_collective_blames_the_last_to_arrive() -> None:
@@ -87,5 +89,5 @@ def test_the_path_fills_the_iteration_without_gaps(seed: int) -> None:
     steps = critical_path(plan, trace)
     assert steps[0].start_s == 0
     assert steps[-1].end_s == trace.makespan_s
-    assert all(a.end_s == b.start_s for a, b in zip(steps, steps[1:], strict=False))
+    assert all(a.end_s == b.start_s for a, b in pairwise(steps))
     assert sum(c.share for c in contributions(plan, steps)) == pytest.approx(1)
