@@ -19,7 +19,8 @@ from simcore.errors import PlanError, Problem
 from simcore.faults import Event, touched
 from simcore.grouping import Partition, first_members
 from simcore.lowering import Program, Rows, lower
-from simcore.placement import Costs, Demands, Disturbed, OpTable, Sites, contended_uses, op_table, split
+from simcore.op_table import OpTable, op_table
+from simcore.placement import Costs, Demands, Disturbed, Sites, contended_uses, split
 from simcore.plan import Plan
 from simcore.player import IDLE, QUESTION, REACHED, advance, answer, begin, kill, set_capacity, set_speed
 from simcore.recording import Played, record

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simcore.placement import OpTable, Placed
+from simcore.op_table import OpTable, Placed
 from simcore.plan import Plan
 
 Ints = NDArray[np.int64]

@@ -10,7 +10,7 @@ from simcore.checks import resident_memory
 from simcore.cluster import Cluster
 from simcore.grouping import Partition, first_members
 from simcore.lowering import Program
-from simcore.placement import OpTable
+from simcore.op_table import OpTable
 from simcore.plan import Plan
 from simcore.trace import Lane, Trace
 
