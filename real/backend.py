@@ -18,7 +18,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from real.model import DTYPES
 from real.worker import work
 from simcore.backend import Progress
-from simcore.checks import problems_of, resident_memory, shortfalls
+from simcore.checks import problems_of, shortfalls
 from simcore.cluster import Cluster
 from simcore.errors import CannotRun, Problem
 from simcore.plan import Plan
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from simcore.scenario import Scenario
 
 MOST_CPU_RANKS = 8
+MEMORY = {True: "allocated", False: "resident set growth"}
+"""How a rank's memory is measured with and without a GPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,18 +171,12 @@ def _trace(plan: Plan, cluster: Cluster, results: list[Mapping[str, Any]]) -> Tr
         end_s=np.array(columns[4], dtype=np.float64),
         nbytes=np.array(columns[5], dtype=np.int64),
         task_ids=tuple(t.id for t in plan.tasks),
-        memory_B=tuple(_memory(plan, r) for r in results),
+        memory_B=tuple({MEMORY[torch.cuda.is_available()]: float(r["peak_B"])} for r in results),
         extra={
             "loss": np.mean([r["losses"] for r in results], axis=0).tolist(),
             "iteration_end_s": list(ends.values()),
         },
     )
-
-
-def _memory(plan: Plan, result: Mapping[str, Any]) -> Mapping[str, float]:
-    if result["peak_B"]:
-        return {"allocated": float(result["peak_B"])}
-    return dict(resident_memory(plan)["stage0"])
 
 
 def _versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -31,15 +32,26 @@ def work(plan_path: str, folder: str) -> None:
     try:
         plan = Plan.load(Path(plan_path))
         recorder = Recorder(cuda=cuda)
-        losses, bounds = _run(
-            Trainer(plan, mesh_of(plan, device), recorder), recorder, int(plan.workload["iterations"])
-        )
-        peak = torch.cuda.max_memory_allocated() if cuda else 0
+        before = _resident_B()
+        trainer = Trainer(plan, mesh_of(plan, device), recorder)
+        losses, bounds = _run(trainer, recorder, int(plan.workload["iterations"]))
+        peak = torch.cuda.max_memory_allocated() if cuda else _peak_resident_B() - before
         result = {"pieces": recorder.pieces, "losses": losses, "bounds": bounds, "peak_B": peak}
         write_atomically(Path(folder) / f"rank{rank}.json", json.dumps(result))
         dist.barrier()
     finally:
         dist.destroy_process_group()
+
+
+def _resident_B() -> int:
+    """Memory of this process now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _peak_resident_B() -> int:
+    """The most memory this process ever had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _run(trainer: Trainer, recorder: Recorder, iterations: int) -> tuple[list[float], list[tuple[float, float]]]:
