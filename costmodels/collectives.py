@@ -14,6 +14,8 @@ for latency at its own range of sizes).
 from dataclasses import dataclass, replace
 from math import ceil, inf, log2, sqrt
 
+from costmodels.specs import LinkSpec
+
 STEPS = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "broadcast": 1, "barrier": 2, "all_to_all": 1}
 
 # Fitted to NVIDIA aiconfigurator's NCCL measurements (2 to 8 of A100, H100, H200 and B200 in one host, Apache-2.0) together with
@@ -28,6 +30,8 @@ SWITCH_STEPS, SWITCH_SHARE, SWITCH_RAMP = 14.0, 0.71, 3.5
 SWITCH_RANKS = 5
 """Fewest ranks in a host for which reducing in the switch beats rings."""
 SWITCH_DTYPES = ("float32", "float16", "bfloat16")
+BRIDGE_PORTS = 2.0
+"""Ports of PCIe whose full rate the bridges and the memory of a host carry at once (NCCL on two, four and eight L40S)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +58,13 @@ class Shape:
     def per_node(self) -> int:
         """Most members on one host, if they are spread evenly."""
         return ceil(self.size / self.nodes)
+
+
+def port_rate(link: LinkSpec, members: int, *, staged: bool) -> float:
+    """Bytes per second that each of `members` ranks of a host gets when all of them send; `staged` if devices cannot reach each
+    other's memory and PCIe carries everything through that of the host."""
+    share = min(1.0, BRIDGE_PORTS / members) if staged and link.kind == "pcie" else 1.0
+    return link.B_per_s * link.efficiency * share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodels.catalog import Catalog
-from costmodels.collectives import Shape, best
+from costmodels.collective_tables import predict_rows
 from costmodels.compute import estimate, gemm_seconds
 from costmodels.errors import DataError
 from costmodels.kernels import kernel
-from costmodels.specs import DeviceSpec, LinkSpec
+from costmodels.specs import DeviceSpec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,13 +49,6 @@ ELEMENTWISE: Mapping[str, str] = {
     "softmax": "softmax",
 }
 """Operators of the tables and the kernel that moves the same bytes."""
-
-COLLECTIVES: Mapping[str, str] = {
-    "all_reduce": "all_reduce",
-    "all_gather": "all_gather",
-    "reduce_scatter": "reduce_scatter",
-    "alltoall": "all_to_all",
-}
 
 
 def _devices(frame: "pd.DataFrame", catalog: Catalog) -> dict[str, DeviceSpec]:
@@ -111,30 +104,6 @@ def predict_attention(frame: "pd.DataFrame", catalog: Catalog) -> Floats:
     return np.array(out)
 
 
-def predict_collectives(frame: "pd.DataFrame", catalog: Catalog) -> Floats:
-    """Inside one node over the device's own link; rows between nodes do not name their network and are not covered."""
-    devices = _devices(frame, catalog)
-    links = {name: catalog.link(d.peer_link) for name, d in devices.items() if d.peer_link}
-    return np.array([_collective(row, links.get(row["device"])) for row in _rows(frame)])
-
-
-def _collective(row: Mapping[str, Any], link: LinkSpec | None) -> float:
-    op, nodes, ranks = row["op"], row["n_nodes"], row["n_ranks"]
-    if link is None or op not in COLLECTIVES or nodes != 1 or not ranks >= 2:
-        return float("nan")
-    shape = Shape(
-        size=int(ranks),
-        nodes=1,
-        rails=float(ranks),
-        node_B_per_s=link.B_per_s * link.efficiency,
-        net_B_per_s=np.inf,
-        node_s=link.latency_s,
-        net_s=0.0,
-        in_switch=link.switched and link.reduces_in_network,
-    )
-    return best(COLLECTIVES[op], float(row["nbytes"]), "float16", shape).seconds
-
-
 TABLES: Mapping[str, TableSpec] = {
     "gemm": TableSpec(
         columns=("device", "dtype", "batch", "m", "n", "k", "latency_s"),
@@ -158,7 +127,7 @@ TABLES: Mapping[str, TableSpec] = {
         columns=("device", "n_ranks", "n_nodes", "op", "nbytes", "time_s"),
         numbers=("n_ranks", "nbytes", "time_s"),
         measured="time_s",
-        predict=predict_collectives,
+        predict=predict_rows,
     ),
 }
 """Tables that can be predicted, by name."""
