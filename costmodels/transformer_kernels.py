@@ -94,7 +94,7 @@ def attention_block(shape: TransformerShape, part: Slice, recompute: Recompute) 
         before += _linear(part, rows, n, h)
     if not shape.learned_positions:
         before += _elementwise("rope", part, rows, q + kv)
-    after = _linear(part, rows, h, q) + _residual(part, h)
+    after = _linear(part, rows, h, q, cast_input=True) + _residual(part, h)
     return _recomputed(before + after, norm, part, recompute)
 
 
@@ -106,7 +106,7 @@ def mlp_block(shape: TransformerShape, part: Slice, recompute: Recompute) -> Wor
     columns = (ups * f,) if part.fused_projections else (f,) * ups
     up = Work()
     for n in columns:
-        up += _linear(part, rows, n, h)
+        up += _linear(part, rows, n, h, cast_gradient=False)
     activation = _elementwise("silu_mul" if shape.gated else "gelu", part, rows, f)
     block = norm + up + activation + _linear(part, rows, h, f) + _residual(part, h)
     return _recomputed(block, norm + activation, part, recompute)
@@ -194,22 +194,32 @@ def head(shape: TransformerShape, part: Slice) -> Work:
 
 
 def _loss(part: Slice, rows: int, vocab: int) -> Work:
+    """In float32, to which Megatron-LM and Hugging Face cast narrower logits."""
     forward, backward = (
-        kernel(name, part.dtype, rows=rows, vocab=vocab) for name in ("cross_entropy", "cross_entropy_backward")
+        kernel(name, "float32", rows=rows, vocab=vocab) for name in ("cross_entropy", "cross_entropy_backward")
     )
-    return Work((forward,), (backward,))
+    loss = Work((forward,), (backward,))
+    if part.dtype in ("float32", "tf32"):
+        return loss
+    cast = kernel("cast", "float32", elements=rows * vocab)
+    return Work((cast,), (cast,)) + loss
 
 
-def _linear(part: Slice, rows: int, n: int, k: int) -> Work:
-    """rows x k times k x n; backward the gradients of input and weight. Under fp8 each input is cast where it is made."""
+def _linear(part: Slice, rows: int, n: int, k: int, *, cast_input: bool = False, cast_gradient: bool = True) -> Work:
+    """rows x k times k x n; backward the gradients of input and weight.
+
+    Under fp8 the input and the output's gradient are cast by a kernel of their own, except where norms and activation
+    functions write them in fp8, as Transformer Engine's do.
+    """
     dtype = part.precision
     forward = kernel("gemm", dtype, m=rows, n=n, k=k)
     data = kernel("gemm", dtype, m=rows, n=k, k=n)
     weight = kernel("gemm", dtype, m=n, n=k, k=rows)
     if dtype != "fp8":
         return Work((forward,), (data, weight))
-    cast_in, cast_out = (kernel("cast", part.dtype, elements=rows * cols) for cols in (k, n))
-    return Work((cast_in, forward), (cast_out, data, weight))
+    casts = [(kernel("cast", part.dtype, elements=rows * cols),) for cols in (k, n)]
+    before = [cast if wanted else () for cast, wanted in zip(casts, (cast_input, cast_gradient), strict=True)]
+    return Work((*before[0], forward), (*before[1], data, weight))
 
 
 def _product(part: Slice, batch: int, m: int, n: int, k: int) -> Work:

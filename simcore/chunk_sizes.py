@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from costmodels import memory
-from costmodels.kernels import WIDTH_B
+from costmodels.kernels import WIDTH_B, kernel
 from costmodels.transformer import EMBEDDING, Parameter, end_parameters, layer_parameters
 from costmodels.transformer_kernels import (
     Kernels,
@@ -138,13 +138,27 @@ class ChunkSizes:
         exposed, hidden = tensor_collectives(piece, self.choice, forward=forward)
         exchange = self._exchange(stage, n, forward=forward) if n else []
         return PieceOps(
-            compute=_compute(stage, work.forward if forward else work.backward),
+            compute=_compute(stage, work.forward if forward else work.backward + self._accumulate(piece)),
             core=_compute(stage, (core * n).forward if forward else (core * n).backward) if ring else None,
             before=[] if ring else exchange,
             beside=self._tensor(stage, hidden, "tp_overlapped"),
             beside_core=exchange if ring else [],
             after=self._tensor(stage, exposed, "tp"),
         )
+
+    def _accumulate(self, piece: Piece) -> Kernels:
+        """Every microbatch adds its gradients to a buffer, as Megatron-LM's `main_grad`; with ZeRO 3 to the buffer of a shard.
+
+        Where sums are wider than weights, the product that makes the gradient reads and writes the sum itself.
+        """
+        elements = self.elements(piece) // (self.choice.shards if self.choice.zero == 3 else 1)
+        precision = self.workload.precision
+        dtype = memory.gradient_dtype(precision, master_weights=self.choice.master_weights)
+        if not elements:
+            return ()
+        if WIDTH_B[dtype] > WIDTH_B[memory.storage_dtype(precision)]:
+            return (kernel("copy", dtype, elements=elements),)
+        return (kernel("add", dtype, rows=1, cols=elements),)
 
     def _tensor(self, stage: int, counts: dict[CollectiveKind, int], name: str) -> list[Named]:
         """Tensor parallelism's collectives over hidden states; the first kind has the plain name."""
@@ -206,7 +220,7 @@ def tensor_collectives(piece: Piece, choice: Choice, *, forward: bool) -> tuple[
     Forward, each half of a layer sums its output; with sequence parallelism it gathers its input and scatters the sum
     (Korthikanti et al. 2022, section 4.2.2). Backward, sums of input gradients hide behind the products that make weight
     gradients, and so does gathering the inputs again; only gathering output gradients is waited for. Embedding and head are
-    split by vocabulary. Full recomputation repeats the forward ones. Without `overlap` nothing hides.
+    split by vocabulary. Full recomputation repeats the forward ones. Without `overlap_tensor` nothing hides.
     """
     if choice.tp == 1:
         return {}, {}
@@ -223,7 +237,7 @@ def tensor_collectives(piece: Piece, choice: Choice, *, forward: bool) -> tuple[
     else:
         exposed = {"all_gather": halves + first + repeated, "reduce_scatter": repeated}
         hidden = {"all_gather": halves + last, "reduce_scatter": halves + last}
-    if not choice.overlap:
+    if not choice.overlap_tensor:
         exposed, hidden = {k: exposed.get(k, 0) + hidden.get(k, 0) for k in {**exposed, **hidden}}, {}
     return _present(exposed), _present(hidden)
 

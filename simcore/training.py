@@ -33,6 +33,7 @@ class Choice:
     recompute: Recompute = "none"
     sequence_parallel: bool = False
     overlap: bool = True
+    overlap_tensor: bool = True
     overlap_param_gather: bool = False
     ends_count_as_layers: bool = False
     attention: AttentionKernel = "flash"
@@ -100,6 +101,7 @@ class Choice:
             "master_weights": self.master_weights,
             "optimizer": "adamw",
             "overlap": self.overlap,
+            "overlap_tensor": self.overlap_tensor,
             "overlap_param_gather": self.overlap_param_gather,
             "detail": self.detail,
         }

@@ -44,6 +44,10 @@ class Params(BaseModel):
         None, description="Split norms by tokens over tp; default: yes with detail chunk where tp is above 1."
     )
     overlap: bool = Field(True, description="Communicate while computing where the dependencies allow it.")
+    overlap_tensor: bool | None = Field(
+        None,
+        description="Hide tensor parallel sums behind products of weight gradients (Megatron-LM); default: as `overlap`.",
+    )
     overlap_param_gather: bool = Field(
         False, description="With ZeRO 1 and 2: gather parameters during the next forward pass."
     )
@@ -109,6 +113,7 @@ def choice_of(params: Params, workload: TransformerTraining, n_ranks: int) -> Ch
         dp=dp,
         detail=detail,
         sequence_parallel=sequence_parallel,
+        overlap_tensor=params.overlap if params.overlap_tensor is None else params.overlap_tensor,
         master_weights=master_weights,
         bucket_B=bucket_B,
         first_bucket_B=params.first_bucket or (min(MiB, bucket_B) if detail == "layer" else bucket_B),
