@@ -21,6 +21,7 @@ from simcore.scenario import Scenario
 from simcore.scenario import load as _load
 from simcore.sweep import sweep as _sweep
 from simcore.trace import Trace
+from simcore.validate import validate as _validate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,6 +92,11 @@ def compare(
 def sweep(path: str | Path, over: Mapping[str, Sequence[Any]], **options: Any) -> "pd.DataFrame":
     """A frame with a row for each combination of `over`; options as in `simcore.sweep.sweep`."""
     return _sweep(path, over, **options)
+
+
+def validate(table: str, data: str | Path, **options: Any) -> dict[str, Any]:
+    """How far a table's predictions are from the measurements in `data`; options as in `simcore.validate.validate`."""
+    return _validate(table, data, **options)
 
 
 def catalog(kind: str = "devices", folders: Sequence[str | Path] = ()) -> "pd.DataFrame":

@@ -12,8 +12,9 @@ from rich.text import Text
 from simcore.report import Memory, Report
 from simcore.report_metrics import UNITS
 
-WIDTH = 110
+WIDTH = 120
 SHOWN = 8  # rows of a list
+NEGLIGIBLE = 1e-6  # share of an iteration that gets no line
 
 _STEPS = {
     "s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns")),
@@ -52,7 +53,7 @@ def report_view(report: Report) -> RenderableType:
     if report.critical_path:
         blocks.append(_critical(report))
     blocks.append(_seconds("Where an average rank spends an iteration", report.parts_s, one))
-    waits = {f"waiting: {cause}": s for cause, s in report.idle_s.items() if s > 0}
+    waits = {f"waiting: {cause}": s for cause, s in report.idle_s.items() if s > NEGLIGIBLE * one}
     if waits:
         blocks.append(_seconds("Why it is idle", waits, one))
     if report.memory:
@@ -131,10 +132,12 @@ def _seconds(title: str, found: Mapping[str, float], whole: float) -> Table:
 
 def _memory(rows: Sequence[Memory]) -> Table:
     kinds = list(dict.fromkeys(kind for row in rows for kind in row.kinds_B))
-    made = table("Peak memory", ["used", "of", *kinds])
+    devices = list(dict.fromkeys(row.device for row in rows))
+    made = table(f"Peak memory of {devices[0]}" if len(devices) == 1 else "Peak memory", ["used", "of", *kinds])
     for row in rows[:SHOWN]:
         sizes = [amount(row.kinds_B.get(kind), "B") for kind in kinds]
-        made.add_row(f"{row.lane} ({row.device})", amount(row.used_B, "B"), amount(row.capacity_B, "B"), *sizes)
+        label = row.lane if len(devices) == 1 else f"{row.lane} ({row.device})"
+        made.add_row(label, amount(row.used_B, "B"), amount(row.capacity_B, "B"), *sizes)
     if len(rows) > SHOWN:
         made.add_row(f"{len(rows) - SHOWN} more kinds of ranks", *[""] * (len(kinds) + 2))
     return made

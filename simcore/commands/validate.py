@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from simcore.commands.options import AsJson
+from simcore.commands.options import AsJson, Folders
 from simcore.commands.output import note, show, show_json
 
 
@@ -15,6 +15,7 @@ def validate(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Write every row with its prediction.")
     ] = None,
+    catalog: Folders = None,
     as_json: AsJson = False,
 ) -> None:
     """Predict the rows of a measurements file and print how far off the predictions are."""
@@ -23,7 +24,7 @@ def validate(
     from simcore.validate import validate as predict
 
     with shown(f"validate {table}") as progress:
-        found = predict(table, data, out=out, progress=progress)
+        found = predict(table, data, folders=[*(catalog or ()), Path("calibration")], out=out, progress=progress)
     if as_json:
         show_json(found)
     else:

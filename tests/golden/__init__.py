@@ -1,0 +1,1 @@
+"""One expected report for each scenario; `make golden` writes them anew."""
