@@ -5,15 +5,15 @@ long its steps take. Volumes of rings and trees: Thakur, Rabenseifner and Gropp 
 Traff 2009; in a host with a switch that reduces (NVLink SHARP) every rank sends and receives the buffer once.
 
 `ring`, `tree`, `hierarchical`, `in_switch` and `all_to_all` are the closed forms. `realised` adds what measurements show on top
-of them: the start of a collective (launch and handshake), the copy of a rank's own part, and the filling of the pipeline. A
-message moves in chunks through steps; with the best chunk size a pipeline of bytes that take x seconds takes
-x + ramp + 2 sqrt(x ramp), whose last term is the lower envelope of NCCL's protocols (LL, LL128, Simple: each trades bandwidth
-for latency at its own range of sizes).
+of them: the start of a collective (launch and handshake), the copy of a rank's own part, and the filling of the pipeline
+(`point_to_point.filled_rate`), whose square root is the lower envelope of NCCL's protocols: LL, LL128 and Simple trade bandwidth
+for latency, each in its own range of sizes.
 """
 
 from dataclasses import dataclass, replace
-from math import ceil, inf, log2, sqrt
+from math import ceil, inf, log2
 
+from costmodels.point_to_point import filled_rate
 from costmodels.specs import LinkSpec
 
 STEPS = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "broadcast": 1, "barrier": 2, "all_to_all": 1}
@@ -112,8 +112,7 @@ def realised(choice: Choice, shape: Shape) -> Choice:
         return replace(choice, latency_s=latency_s)
     ramp_s = shape.ramp_s * (SWITCH_RAMP if choice.algorithm in ("in_switch", "hierarchical") else 1.0)
     moving_s = (choice.volume_B + OWN_COPY * choice.own_B) / choice.cap_B_per_s
-    rate = choice.volume_B / (moving_s + 2 * sqrt(moving_s * ramp_s))
-    return replace(choice, latency_s=latency_s, cap_B_per_s=rate)
+    return replace(choice, latency_s=latency_s, cap_B_per_s=filled_rate(moving_s, choice.volume_B, ramp_s))
 
 
 def ring(kind: str, nbytes: float, shape: Shape) -> Choice:

@@ -5,13 +5,24 @@ from math import sqrt
 from costmodels.specs import LinkSpec
 
 
-def seconds(nbytes: float, latency_s: float, B_per_s: float, *, start_s: float = 0.0, ramp_s: float = 0.0) -> float:
-    """Launch and handshake, the way of the first byte, the bytes themselves and the filling of the pipeline (`LinkSpec.ramp_s`)."""
-    moving_s = nbytes / B_per_s
-    return start_s + latency_s + moving_s + 2 * sqrt(moving_s * ramp_s)
+def filled_rate(moving_s: float, nbytes: float, ramp_s: float) -> float:
+    """Bytes per second once the filling of the pipeline is counted in.
+
+    Bytes that would take `moving_s` move in chunks through steps; with the best size of chunks that takes 2 sqrt(moving_s ramp_s)
+    longer. (k chunks through s steps of latency a: (k + s) (a + moving_s / k), least at k = sqrt(s moving_s / a).)
+    """
+    return nbytes / (moving_s + 2 * sqrt(moving_s * ramp_s))
 
 
 def send_recv(nbytes: float, link: LinkSpec, *, inside_host: bool) -> float:
-    """Seconds of a send and its receive over `link`. Copies inside a host go out in one piece and have no pipeline to fill."""
-    ramp_s = 0.0 if inside_host else link.ramp_s
-    return seconds(nbytes, link.latency_s, link.B_per_s * link.efficiency, start_s=link.start_s, ramp_s=ramp_s)
+    """Seconds of a send and its receive over `link`: launch and handshake, the way of the first byte, and all bytes."""
+    rate = send_rate(nbytes, link.B_per_s * link.efficiency, link, inside_host=inside_host)
+    return link.start_s + link.latency_s + nbytes / rate
+
+
+def send_rate(nbytes: float, B_per_s: float, link: LinkSpec, *, inside_host: bool) -> float:
+    """Bytes per second over a way whose slowest link carries `B_per_s`. Inside a host a copy goes out in one piece, with no
+    pipeline to fill."""
+    if inside_host or nbytes == 0:
+        return B_per_s
+    return filled_rate(nbytes / B_per_s, nbytes, link.ramp_s)

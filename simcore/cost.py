@@ -6,12 +6,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodels import compute, measured
-from costmodels.collectives import Choice, Shape, best
+from costmodels.collectives import Choice, Shape, best, port_rate
+from costmodels.point_to_point import send_rate
 from costmodels.specs import DeviceSpec, Estimate, LinkSpec
 from costmodels.storage import demand as store_demand
 from simcore.cluster import Cluster
 from simcore.grouping import mix
 from simcore.plan import Collective, Compute, Op, Read, Transfer, Write
+
+# Relative errors to expect: medians over published measurements (`validate collectives`); stores have too few to say better.
+COLLECTIVE_ERROR, TRANSFER_ERROR, STORE_ERROR = 0.12, 0.15, 0.3
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -50,10 +54,13 @@ class CostModel:
         return self._computed[key]
 
     def signature(self, instances: Ints) -> Ints:
-        """(k,) equal numbers for instances (k, members) whose members have the same devices at the same distances, in order."""
+        """(k,) equal numbers for instances (k, members) that cost the same: their members have, in order, the same devices, share
+        hosts with the same other members, and are as far from the next one."""
         following = np.roll(instances, -1, axis=1)
         distance = self.cluster.fabric.distance(instances.ravel(), following.ravel()).reshape(instances.shape)
         code = mix(self.cluster.device_index[instances]) ^ mix(distance)
+        if instances.shape[1] > 2:
+            code ^= mix(mix(_first_on_host(self.cluster.fabric.node_of(instances))))
         position = np.arange(instances.shape[1], dtype=np.uint64)
         with np.errstate(over="ignore"):
             return np.asarray(mix(code + mix(position)).sum(axis=1, dtype=np.uint64).view(np.int64), dtype=np.int64)
@@ -74,15 +81,13 @@ class CostModel:
             known = measured.link_seconds(link, op.kind, shape.size, op.nbytes)
             if known is not None:
                 return _as_measured(choice, known, op.nbytes, link)
-        estimate = Estimate(
-            seconds=choice.seconds, method="closed_form", source=f"{choice.algorithm}, {_named(link)}", error=0.25
-        )
+        source = f"{choice.algorithm}, {link.name if link is not None else 'no link'}"
         return Demand(
             latency_s=choice.latency_s,
             volume_B=choice.volume_B,
             cap_B_per_s=choice.cap_B_per_s,
             nbytes=op.nbytes,
-            estimate=estimate,
+            estimate=_closed_form(choice.seconds, source, COLLECTIVE_ERROR),
             node_weight=choice.node_weight,
             net_weight=choice.net_weight,
         )
@@ -95,11 +100,12 @@ class CostModel:
         near = [link for k in kinds if (link := self.cluster.intra[k]) is not None] if counts.max() > 1 else []
         far = [link for k in kinds if (link := self.cluster.inter[k]) is not None] if len(counts) > 1 else []
         rate, step_s = fabric.ring(members) if far else (np.inf, 0.0)
+        staged = any(self.cluster.devices[k].peer_link is None for k in kinds)
         shape = Shape(
             size=len(members),
             nodes=len(counts),
             rails=float(counts.min()),
-            node_B_per_s=min((x.B_per_s * x.efficiency for x in near), default=np.inf),
+            node_B_per_s=min((port_rate(x, int(counts.max()), staged=staged) for x in near), default=np.inf),
             net_B_per_s=rate,
             node_s=max((x.latency_s for x in near), default=0.0),
             net_s=step_s,
@@ -112,20 +118,25 @@ class CostModel:
     def _transfer(self, op: Transfer, pair: Ints) -> Demand:
         route = self._route(pair)
         if len(route) == 0:
-            estimate = Estimate(seconds=0.0, method="closed_form", source="a rank to itself")
-            return Demand(latency_s=0.0, volume_B=0.0, cap_B_per_s=np.inf, nbytes=op.nbytes, estimate=estimate)
-        latency = float(self.cluster.fabric.latency_s[route].sum())
-        rate = float(self.cluster.fabric.capacity_B_per_s[route].min())
-        near = self.cluster.fabric.node_of(pair[:1])[0] == self.cluster.fabric.node_of(pair[1:])[0]
+            nothing = _closed_form(0.0, "a rank to itself", None)
+            return Demand(latency_s=0.0, volume_B=0.0, cap_B_per_s=np.inf, nbytes=op.nbytes, estimate=nothing)
+        fabric = self.cluster.fabric
+        near = bool(fabric.node_of(pair[:1])[0] == fabric.node_of(pair[1:])[0])
         link = (self.cluster.intra if near else self.cluster.inter)[self.cluster.device_index[pair[0]]]
-        if link is not None and link.measured:
-            known = measured.link_seconds(link, "send_recv", 2, op.nbytes)
-            if known is not None:
-                estimate = Estimate(seconds=known, method="measured", source=f"{link.name}, calibrated")
-                return Demand(latency_s=known, volume_B=0.0, cap_B_per_s=rate, nbytes=op.nbytes, estimate=estimate)
-        estimate = Estimate(seconds=latency + op.nbytes / rate, method="closed_form", source=_named(link), error=0.25)
+        assert link is not None
+        latency = link.start_s + float(fabric.latency_s[route].sum())
+        rate = float(fabric.capacity_B_per_s[route].min())
+        known = measured.link_seconds(link, "send_recv", 2, op.nbytes)
+        if known is not None:
+            estimate = Estimate(seconds=known, method="measured", source=f"{link.name}, calibrated")
+            return Demand(latency_s=known, volume_B=0.0, cap_B_per_s=rate, nbytes=op.nbytes, estimate=estimate)
+        rate = send_rate(op.nbytes, rate, link, inside_host=near)
         return Demand(
-            latency_s=latency, volume_B=float(op.nbytes), cap_B_per_s=rate, nbytes=op.nbytes, estimate=estimate
+            latency_s=latency,
+            volume_B=float(op.nbytes),
+            cap_B_per_s=rate,
+            nbytes=op.nbytes,
+            estimate=_closed_form(latency + op.nbytes / rate, link.name, TRANSFER_ERROR),
         )
 
     def _route(self, pair: Ints) -> Ints:
@@ -142,11 +153,12 @@ class CostModel:
         alone = store_demand(store, op.requests, op.streams, write=write)
         route = self.cluster.fabric.store_routes(op.store, np.array([rank]), write=write)[0]
         rate = min(alone.cap_B_per_s, float(self.cluster.fabric.capacity_B_per_s[route[route >= 0]].min()))
-        estimate = Estimate(
-            seconds=alone.latency_s + op.nbytes / rate, method="closed_form", source=store.name, error=0.3
-        )
         return Demand(
-            latency_s=alone.latency_s, volume_B=float(op.nbytes), cap_B_per_s=rate, nbytes=op.nbytes, estimate=estimate
+            latency_s=alone.latency_s,
+            volume_B=float(op.nbytes),
+            cap_B_per_s=rate,
+            nbytes=op.nbytes,
+            estimate=_closed_form(alone.latency_s + op.nbytes / rate, store.name, STORE_ERROR),
         )
 
     def link_use(self, op: Op, instances: Ints) -> tuple[Ints, Ints, Floats]:
@@ -195,8 +207,16 @@ def _summed(rows: Ints, links: Ints, weights: Floats, n_links: int) -> tuple[Int
     return code // n_links, code % n_links, total
 
 
-def _named(link: LinkSpec | None) -> str:
-    return link.name if link is not None else "no link"
+def _first_on_host(node: Ints) -> Ints:
+    """(k, members) position of the first member of the row on the same host, from hosts (k, members)."""
+    k, members = node.shape
+    code = (np.arange(k)[:, None] * (int(node.max()) + 1) + node).ravel()
+    _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
+    return np.asarray(first[inverse.reshape(-1)].reshape(k, members) % members, dtype=np.int64)
+
+
+def _closed_form(seconds: float, source: str, error: float | None) -> Estimate:
+    return Estimate(seconds=seconds, method="closed_form", source=source, error=error)
 
 
 def _as_measured(choice: Choice, known_s: float, nbytes: int, link: LinkSpec) -> Demand:

@@ -36,7 +36,7 @@ class Quick:
         work = self.parts.workload
         layer_f, layer_b, embed, head = self._each(table, SLICE, self.parts.passes)
         (send,) = self._each(table, ("dp", "tp", "cp", "pp", "microbatch"), self.parts.send)
-        gather, reduce, step = self._each(table, MESH, self.parts.replicas)
+        gather, reduce, last, step = self._each(table, MESH, self.parts.replicas)
         layers = work.model.layers / table.pp
         fetches, steady = table.zero == 3, (table.zero == 2) & (table.vpp == 1)
         forward = np.maximum(layers * layer_f, np.where(fetches, gather, 0.0))
@@ -45,7 +45,7 @@ class Quick:
         m = self._microbatches(table)
         bubble = (table.pp - 1) * ((forward + backward) / table.vpp + 2 * send)
         hiding = backward * np.where(table.vpp > 1, np.minimum(m, table.pp), 1)
-        left = np.where(fetches | steady, 0.0, np.maximum(reduce - hiding, 0.0))
+        left = np.maximum(np.where(fetches | steady, 0.0, reduce - hiding), last)
         refill = np.where((table.zero == 1) | (table.zero == 2), gather, 0.0)
         return np.asarray(m * (forward + backward + ends) + bubble + left + step + refill)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from costmodels import memory
+from costmodels.kernels import WIDTH_B
 from costmodels.transformer import EMBEDDING, end_parameters, layer_parameters
 from simcore.chunk_sizes import ChunkSizes, Piece, PieceOps
 from simcore.cluster import Cluster
@@ -42,8 +43,17 @@ class Parts:
             sum(self.collective(choice, op) for _, op in part)
             for part in (ops.before, ops.beside, ops.beside_core, ops.after)
         )
-        core = max(self.compute(ops.core), exchange) if ops.core is not None else 0.0
-        return before + max(self.compute(ops.compute), beside) + core + after
+        core = self._together(self.compute(ops.core), exchange) if ops.core is not None else 0.0
+        return before + self._together(self.compute(ops.compute), beside) + core + after
+
+    def _together(self, computing: float, communicating: float) -> float:
+        """Both at once: the longer of them, and what communication takes from the computing beside it."""
+        return max(computing, communicating) + self.slowdown * min(computing, communicating)
+
+    @property
+    def slowdown(self) -> float:
+        """Share of compute speed that is lost while a collective runs on the same device."""
+        return max(device.overlap_slowdown for device in self.cluster.devices)
 
     def compute(self, op: Compute) -> float:
         """Seconds on the slowest device, for which all others wait."""
@@ -67,16 +77,21 @@ class Parts:
         demand = self.cost.demands(op, np.array([first], dtype=np.int64))[0]
         return (demand.latency_s + demand.volume_B / demand.cap_B_per_s,)
 
-    def replicas(self, choice: Choice) -> tuple[float, float, float]:
-        """Seconds to gather the parameters of the largest stage, to reduce its gradients, and of its optimizer."""
+    def replicas(self, choice: Choice) -> tuple[float, float, float, float]:
+        """Seconds to gather the parameters of the largest stage, to reduce its gradients and the last bucket of them, which no
+        computing hides, and of its optimizer."""
         layer, embed, head = self.elements(choice.tp, choice.pp)
         ends = embed + head if choice.pp == 1 else max(embed, head)
         elements = layer * self.workload.model.layers // choice.pp + ends
         step = self.compute(optimizer(GROUP, elements, self.workload, choice))
         if choice.shards == 1:
-            return 0.0, 0.0, step
-        gather = self.collective(choice, gather_parameters(GROUP, elements, self.workload, choice))
-        return gather, self.collective(choice, reduce_gradients(GROUP, elements, self.workload, choice)), step
+            return 0.0, 0.0, 0.0, step
+        width_B = WIDTH_B[memory.gradient_dtype(self.workload.precision, master_weights=choice.master_weights)]
+        buckets = max(1, round(elements * width_B / choice.bucket_B))
+        each = -(-elements // buckets)
+        gather = self.collective(choice, gather_parameters(GROUP, each, self.workload, choice))
+        reduce = self.collective(choice, reduce_gradients(GROUP, each, self.workload, choice))
+        return buckets * gather, buckets * reduce, reduce, step
 
     def elements(self, tp: int, pp: int) -> tuple[int, int, int]:
         """Parameters on one rank of a layer, of the first end and of the last, before ZeRO."""
