@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import transformers
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from real.launch import launch
+from real.load import taken_cores
 from real.model import DTYPES
-from real.worker import work
+from real.worker import PLAN, RESULT
 from simcore.backend import Progress
 from simcore.checks import problems_of, shortfalls
 from simcore.cluster import Cluster
@@ -29,6 +28,9 @@ if TYPE_CHECKING:
     from simcore.scenario import Scenario
 
 MOST_CPU_RANKS = 8
+DISTURBED = 0.05
+"""Share of the ranks' time that others may take before the trace warns."""
+
 MEMORY = {True: "allocated", False: "resident set growth"}
 """How a rank's memory is measured with and without a GPU."""
 
@@ -54,9 +56,12 @@ class RealBackend:
         if found:
             raise CannotRun(f"plan {plan.name!r} cannot run here", found)
         if progress:
-            progress(0.05, f"{plan.n_ranks} processes, {path_taken()}")
-        with tempfile.TemporaryDirectory(prefix="windtunnel-") as folder:
-            results = _launch(plan, Path(folder))
+            progress(0.0, f"starting {plan.n_ranks} processes, {path_taken()}")
+        with tempfile.TemporaryDirectory(prefix="windtunnel-") as name:
+            folder = Path(name)
+            plan.save(folder / PLAN)
+            launch("real.worker", plan.n_ranks, folder, progress=progress)
+            results = [json.loads((folder / RESULT.format(rank=r)).read_text()) for r in range(plan.n_ranks)]
         if progress:
             progress(1.0, "done")
         return _trace(plan, self.cluster, results)
@@ -102,44 +107,6 @@ def _lacking(plan: Plan) -> list[Problem]:
     return [Problem(field, repr(given), allowed) for field, given, holds, allowed in rules if not holds]
 
 
-def _launch(plan: Plan, folder: Path) -> list[Mapping[str, Any]]:
-    path = folder / "plan.json"
-    plan.save(path)
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=plan.n_ranks,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        run_id=plan.digest[:16],
-        max_restarts=0,
-        monitor_interval=0.1,
-        start_method="spawn",
-        logs_specs=_logs(folder),
-    )
-    try:
-        elastic_launch(config, work)(str(path), str(folder))
-    except ChildFailedError as error:
-        raise CannotRun("a worker failed", [_last_words(error, folder)]) from error
-    return [json.loads((folder / f"rank{r}.json").read_text()) for r in range(plan.n_ranks)]
-
-
-def _logs(folder: Path) -> DefaultLogsSpecs:
-    (folder / "logs").mkdir()
-    return DefaultLogsSpecs(log_dir=str(folder / "logs"), redirects=Std.ALL)
-
-
-def _last_words(error: ChildFailedError, folder: Path) -> Problem:
-    rank, failure = error.get_first_failure()
-    lines = [line for line in str(failure.message).splitlines() if line.strip()]
-    for log in (
-        sorted((folder / "logs").rglob(f"{failure.local_rank}/stderr.log")) if not failure.error_file_data else ()
-    ):
-        lines += [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    said = lines[-1].strip() if lines else f"exit code {failure.exitcode}"
-    return Problem(f"rank {rank}", said, "a run without errors")
-
-
 def _trace(plan: Plan, cluster: Cluster, results: list[Mapping[str, Any]]) -> Trace:
     """One lane for each rank. Time 0 is when the first rank began its first iteration; ranks of a host share a clock."""
     origin = min(r["bounds"][0][0] for r in results)
@@ -153,6 +120,7 @@ def _trace(plan: Plan, cluster: Cluster, results: list[Mapping[str, Any]]) -> Tr
     rows.sort()
     ends = {i: max(r["bounds"][i][1] for r in results) - origin for i in range(len(results[0]["bounds"]))}
     columns = list(zip(*rows, strict=True))
+    taken = taken_cores([r["spent"] for r in results], os.cpu_count() or 1)
     lanes = tuple(Lane(label=f"rank {r}", device=cluster.device(r).name, ranks=((r, r),)) for r in range(plan.n_ranks))
     return Trace(
         plan_digest=plan.digest,
@@ -162,6 +130,7 @@ def _trace(plan: Plan, cluster: Cluster, results: list[Mapping[str, Any]]) -> Tr
             "path": path_taken(),
             "versions": _versions(),
             "cpu_count": os.cpu_count(),
+            "cores_taken_by_others": taken,
         },
         lanes=lanes,
         task=np.array(columns[2], dtype=np.int64),
@@ -172,11 +141,18 @@ def _trace(plan: Plan, cluster: Cluster, results: list[Mapping[str, Any]]) -> Tr
         nbytes=np.array(columns[5], dtype=np.int64),
         task_ids=tuple(t.id for t in plan.tasks),
         memory_B=tuple({MEMORY[torch.cuda.is_available()]: float(r["peak_B"])} for r in results),
+        warnings=_warnings(taken, plan.n_ranks),
         extra={
             "loss": np.mean([r["losses"] for r in results], axis=0).tolist(),
             "iteration_end_s": list(ends.values()),
         },
     )
+
+
+def _warnings(taken: float | None, n_ranks: int) -> tuple[str, ...]:
+    if taken is None or taken <= DISTURBED * n_ranks:
+        return ()
+    return (f"other programs took {taken:.2f} cores from the {n_ranks} ranks: what was measured is too long",)
 
 
 def _versions() -> dict[str, str]:

@@ -117,6 +117,9 @@ class BucketReducer:
         work.wait()
         self.recorder.add(task, start, self.recorder.now(), nbytes)
 
+    def close(self) -> None:
+        self.watcher.shutdown()
+
     def finish(self) -> None:
         """Wait for every bucket; gradients are means afterwards."""
         if not self.overlap:

@@ -8,35 +8,34 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from costmodels.catalog import write_entry
-from real.calibrate_worker import measure
+from real.launch import Progress, launch
 from real.storage_bench import store_rates
-
-Progress = Callable[[float, str], None]
 
 
 def calibrate(out: Path, *, quick: bool = False, progress: Progress | None = None) -> dict[str, Any]:
     """Write device, link and store files into `out`; returns what matters of them. About two minutes, `quick` half of one."""
 
-    def report(share: float, phrase: str) -> None:
-        if progress is not None:
-            progress(share, phrase)
+    def report(first: float, last: float, doing: str) -> Progress:
+        def part(share: float, phrase: str) -> None:
+            if progress is not None:
+                progress(first + share * (last - first), f"{doing}: {phrase}")
+
+        return part
 
     cores = min(os.cpu_count() or 1, 8)
-    report(0.02, "kernels, one process alone")
-    alone = _run(1, quick)[0]
-    report(0.40, f"kernels and collectives, {cores} processes at once")
-    together = _run(max(cores, 2), quick)[0]
-    report(0.92, "storage")
+    alone = _run(1, quick, report(0.0, 0.4, "one process alone"))[0]
+    together = _run(max(cores, 2), quick, report(0.4, 0.92, f"{cores} processes at once"))[0]
+    stores = report(0.92, 1.0, "storage")
+    stores(0.0, "write and read")
     said = _provenance()
     devices = {"this_machine": (together, "every core busy"), "this_machine_alone": (alone, "one process")}
     for name, (found, how) in devices.items():
@@ -45,19 +44,17 @@ def calibrate(out: Path, *, quick: bool = False, progress: Progress | None = Non
     for name, folder in (("this_machine_disk", out), ("this_machine_shm", Path("/dev/shm"))):
         if folder.is_dir():
             write_entry(out, "stores", name, _store(name, store_rates(folder, quick=quick), said))
-    report(1.0, "done")
+    stores(1.0, "done")
     return _summary(together, alone, said)
 
 
-def _run(processes: int, quick: bool) -> list[dict[str, Any]]:
-    """`measure` in `processes` processes at once; what each of them found."""
-    with tempfile.TemporaryDirectory(prefix="windtunnel-") as folder:
-        config = LaunchConfig(
-            min_nodes=1, max_nodes=1, nproc_per_node=processes, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
-            max_restarts=0, monitor_interval=0.1, start_method="spawn", run_id="calibrate",
-        )  # fmt: skip
-        elastic_launch(config, measure)(folder, quick)
-        return [json.loads((Path(folder) / f"rank{r}.json").read_text()) for r in range(processes)]
+def _run(processes: int, quick: bool, progress: Progress) -> list[dict[str, Any]]:
+    """The measurements of each of `processes` processes that run at once."""
+    with tempfile.TemporaryDirectory(prefix="windtunnel-") as name:
+        folder = Path(name)
+        arguments = ["quick"] if quick else []
+        launch("real.calibrate_worker", processes, folder, arguments=arguments, progress=progress)
+        return [json.loads((folder / f"rank{r}.json").read_text()) for r in range(processes)]
 
 
 def _provenance() -> str:

@@ -1,20 +1,27 @@
-"""What each process of a calibration does: time kernels side by side with the others, then collectives among all."""
+"""What each process of a calibration does: time kernels side by side with the others, then collectives among all.
+
+Started as `python -m real.calibrate_worker FOLDER [quick]`: FOLDER takes rank0.json, rank1.json, ...
+"""
 
 import json
-import os
+import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from costmodels.files import write_atomically
 from real import microbench
 from real.collectives import ALL_GATHER, REDUCE_SCATTER
+from real.launch import tell
 from real.microbench import DIFFERENTIABLE, NO_BACKWARD, backward_seconds, forward, timed
+from real.process import joined
 
 LINEARS = (
     (128, 128),
@@ -44,35 +51,43 @@ ADAMW = (200_000, 1_000_000, 3_200_000, 12_000_000)
 COPY = (10_000, 100_000, 1_000_000, 10_000_000)
 MESSAGES = (4, 4_096, 65_536, 1_048_576, 4_194_304, 16_777_216)
 
+PASSES = 2
+
 Row = tuple[tuple[int, ...], float, float]
 
 
-def measure(folder: str, quick: bool) -> None:
-    """Entry point under torch's elastic launcher. Writes `rank<r>.json` into `folder`: kernels, collectives, slowdown, launch."""
-    torch.set_num_threads(1)
+@record
+def main() -> None:
+    """Measure kernels, launch, and with several processes collectives and the slowdown beside them."""
+    folder, quick = Path(sys.argv[1]), "quick" in sys.argv[2:]
     torch.manual_seed(0)
-    dist.init_process_group("gloo")
-    try:
-        found: dict[str, Any] = {"ranks": dist.get_world_size(), "kernels": _kernels(0.01 if quick else 0.04, quick)}
+    with joined(cuda=False):
+        found: dict[str, Any] = {
+            "ranks": dist.get_world_size(),
+            "kernels": _kernels(0.01 if quick else 0.04, quick, folder),
+        }
         found["launch_s"] = _launch()
         if dist.get_world_size() > 1:
             found["collectives"] = _collectives(5 if quick else 20)
-            found["slowdown"] = _slowdown()
-        write_atomically(Path(folder) / f"rank{os.environ['RANK']}.json", json.dumps(found))
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
+            found["slowdown"] = median(_slowdown() for _ in range(3))
+        write_atomically(folder / f"rank{dist.get_rank()}.json", json.dumps(found))
 
 
-def _kernels(at_least_s: float, quick: bool) -> dict[str, list[Row]]:
-    out: dict[str, list[Row]] = {}
-    for name, sizes, run in _points(at_least_s, quick):
+def _kernels(at_least_s: float, quick: bool, folder: Path) -> dict[str, list[Row]]:
+    """Every point twice, some time apart; the faster counts, so that something else that ran for a moment does not."""
+    found: dict[tuple[str, tuple[int, ...]], tuple[float, float]] = {}
+    steps = PASSES * sum(1 for _ in _points(at_least_s, quick))
+    for done, (name, sizes, run) in enumerate(chain(*(_points(at_least_s / PASSES, quick) for _ in range(PASSES)))):
+        if dist.get_rank() == 0:
+            tell(folder, done / steps, name)
         dist.barrier()
-        seconds, spread = run()
-        both = torch.tensor([seconds, spread])
+        both = torch.tensor(run())
         dist.all_reduce(both)
-        both /= dist.get_world_size()
-        out.setdefault(name, []).append((sizes, float(both[0]), float(both[1])))
+        seconds, spread = (both / dist.get_world_size()).tolist()
+        found[name, sizes] = min(found.get((name, sizes), (seconds, spread)), (seconds, spread))
+    out: dict[str, list[Row]] = {}
+    for (name, sizes), (seconds, spread) in found.items():
+        out.setdefault(name, []).append((sizes, seconds, spread))
     return out
 
 
@@ -163,3 +178,7 @@ def _products_during(a: torch.Tensor, message: torch.Tensor, count: int) -> floa
             products += 1
         work.wait()
     return products / (time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    main()

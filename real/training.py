@@ -153,6 +153,11 @@ class Trainer:
         finally:
             self.model.forward = inner  # type: ignore[method-assign]
 
+    def close(self) -> None:
+        """End what does not end by itself."""
+        if self.reducer:
+            self.reducer.close()
+
     def _step(self) -> None:
         if self.reducer:
             self.reducer.finish()

@@ -1,72 +1,88 @@
-"""What each process of a run does: join the others, run the plan's iterations, leave its spans and losses in a file."""
+"""What each process of a run does: join the others, run the plan's iterations, leave its spans and losses in a file.
+
+Started by the backend as `python -m real.worker FOLDER`: FOLDER holds plan.json and takes rank0.json, rank1.json, ...
+"""
 
 import json
-import os
 import resource
+import sys
 import time
-from datetime import timedelta
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from costmodels.files import write_atomically
+from real.launch import tell
+from real.load import Clock
+from real.process import joined
 from real.recorder import Recorder
 from real.training import Trainer, mesh_of
 from simcore.plan import Plan
 
+PLAN, RESULT = "plan.json", "rank{rank}.json"
 WARM_UP = 3  # iterations before the first that counts
-PATIENCE = timedelta(seconds=120)  # for a peer that does not answer
 
 
-def work(plan_path: str, folder: str) -> None:
-    """Entry point under torch's elastic launcher. Writes `rank<r>.json` into `folder`."""
-    rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", local) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    else:
-        torch.set_num_threads(1)
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
-    try:
-        plan = Plan.load(Path(plan_path))
-        recorder = Recorder(cuda=cuda)
-        before = _resident_B()
-        trainer = Trainer(plan, mesh_of(plan, device), recorder)
-        losses, bounds = _run(trainer, recorder, int(plan.workload["iterations"]))
-        peak = torch.cuda.max_memory_allocated() if cuda else _peak_resident_B() - before
-        result = {"pieces": recorder.pieces, "losses": losses, "bounds": bounds, "peak_B": peak}
-        write_atomically(Path(folder) / f"rank{rank}.json", json.dumps(result))
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
+@record
+def main() -> None:
+    """Run the plan of the folder."""
+    folder = Path(sys.argv[1])
+    with joined(cuda=torch.cuda.is_available()) as device:
+        rank = dist.get_rank()
+
+        def report(share: float, phrase: str) -> None:
+            if rank == 0:
+                tell(folder, share, phrase)
+
+        result = _train(Plan.load(folder / PLAN), device, report)
+        write_atomically(folder / RESULT.format(rank=rank), json.dumps(result))
 
 
-def _resident_B() -> int:
-    """Memory of this process now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+def _train(plan: Plan, device: torch.device, report: Callable[[float, str], None]) -> dict[str, Any]:
+    """Pieces of every task, losses with those of the warm-up, bounds of the iterations in seconds of this host's clock."""
+    cuda = device.type == "cuda"
+    recorder, before = Recorder(cuda=cuda), _peak_resident_B()
+    trainer = Trainer(plan, mesh_of(plan, device), recorder)
+    iterations = int(plan.workload["iterations"])
+    losses: list[float] = []
+    bounds: list[tuple[float, float]] = []
+    begun = Clock.now()
+    for i in range(-WARM_UP, iterations):
+        report((i + WARM_UP) / (WARM_UP + iterations), f"iteration {i + 1} of {iterations}" if i >= 0 else "warming up")
+        if i == 0:
+            begun = Clock.now()
+        loss, bound = _iteration(trainer, recorder, i)
+        losses.append(loss)
+        if i >= 0:
+            bounds.append(bound)
+    peak = torch.cuda.max_memory_allocated() if cuda else _peak_resident_B() - before
+    spent = Clock.now().since(begun)
+    trainer.close()
+    return {"pieces": recorder.pieces, "losses": losses, "bounds": bounds, "peak_B": peak, "spent": spent}
+
+
+def _iteration(trainer: Trainer, recorder: Recorder, number: int) -> tuple[float, tuple[float, float]]:
+    """Loss and (start, end) of one iteration, which all ranks begin together."""
+    recorder.iteration = -1
+    dist.barrier()
+    recorder.iteration = number
+    origin, start = recorder.now(), time.perf_counter()
+    loss = trainer.iteration()
+    if recorder.cuda:
+        assert not isinstance(origin, float)
+        recorder.resolve(origin, start)
+    return loss, (start, time.perf_counter())
 
 
 def _peak_resident_B() -> int:
     """The most memory this process ever had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _run(trainer: Trainer, recorder: Recorder, iterations: int) -> tuple[list[float], list[tuple[float, float]]]:
-    """Losses, warm-up included, and (start, end) of the iterations that count, in seconds of this host's clock."""
-    losses: list[float] = []
-    bounds: list[tuple[float, float]] = []
-    for i in range(-WARM_UP, iterations):
-        recorder.iteration = -1
-        dist.barrier()
-        recorder.iteration = i
-        origin, start = recorder.now(), time.perf_counter()
-        losses.append(trainer.iteration())
-        if recorder.cuda:
-            assert not isinstance(origin, float)
-            recorder.resolve(origin, start)
-        if i >= 0:
-            bounds.append((start, time.perf_counter()))
-    return losses, bounds
+if __name__ == "__main__":
+    main()

@@ -70,8 +70,9 @@ def _specs(
     for i, pool in enumerate(pools):
         at = f"cluster.pools.{i}" if params.pools is not None else "cluster"
         device = look.device(pool.device, f"{at}.device")
-        own = (device.peer_link or device.host_link or "loopback") if device else "loopback"
-        near = look.link(pool.intra or own, f"{at}.intra")
+        near = (
+            look.link(pool.intra, f"{at}.intra") if pool.intra else _own_link(device, pool.devices_per_node, look, at)
+        )
         far = look.link(pool.inter, f"{at}.inter") if pool.inter else None
         if network and far is None and pool.inter is None and sum(p.nodes for p in pools) > 1:
             problems.append(
@@ -94,6 +95,15 @@ def _specs(
     if problems:
         raise ScenarioError("the cluster cannot be built", problems)
     return devices, intra, inter, stores
+
+
+def _own_link(device: DeviceSpec | None, together: int, look: "Lookup", at: str) -> LinkSpec | None:
+    """What devices of a host talk over by default: their own link if it joins them all (a bridge joins two), else the host's."""
+    host = (device.host_link if device else None) or "loopback"
+    peer = look.link(device.peer_link, f"{at}.intra") if device and device.peer_link else None
+    if peer is None or (peer.joins is not None and together > peer.joins):
+        return look.link(host, f"{at}.intra")
+    return peer
 
 
 class Lookup:

@@ -38,16 +38,29 @@ class Quick:
         (send,) = self._each(table, ("dp", "tp", "cp", "pp", "microbatch"), self.parts.send)
         gather, reduce, last, step = self._each(table, MESH, self.parts.replicas)
         layers = work.model.layers / table.pp
-        fetches, steady = table.zero == 3, (table.zero == 2) & (table.vpp == 1)
-        forward = np.maximum(layers * layer_f, np.where(fetches, gather, 0.0))
-        backward = np.maximum(layers * layer_b, np.where(fetches, gather + reduce, np.where(steady, reduce, 0.0)))
-        ends = np.where(table.pp == 1, embed + head, np.maximum(embed, head))
         m = self._microbatches(table)
+        fetches, steady = table.zero == 3, (table.zero == 2) & (table.vpp == 1)
+        forward = self._beside(layers * layer_f, np.where(fetches, gather, 0.0))
+        backward = self._beside(layers * layer_b, np.where(fetches, gather + reduce, np.where(steady, reduce, 0.0)))
+        passes = forward + backward + np.where(table.pp == 1, embed + head, np.maximum(embed, head))
         bubble = (table.pp - 1) * ((forward + backward) / table.vpp + 2 * send)
-        hiding = backward * np.where(table.vpp > 1, np.minimum(m, table.pp), 1)
-        left = np.maximum(np.where(fetches | steady, 0.0, reduce - hiding), last)
+        left = np.where(fetches | steady, last, self._unhidden(table, reduce, last, backward))
         refill = np.where((table.zero == 1) | (table.zero == 2), gather, 0.0)
-        return np.asarray(m * (forward + backward + ends) + bubble + left + step + refill)
+        return np.asarray(m * passes + bubble + left + step + refill)
+
+    def _beside(self, computing: Floats, communicating: Floats) -> Floats:
+        """Both at once, as `Parts` has it for one piece."""
+        lost = self.parts.slowdown * np.minimum(computing, communicating)
+        return np.asarray(np.maximum(computing, communicating) + lost)
+
+    def _unhidden(self, table: Configurations, reduce: Floats, last: Floats, backward: Floats) -> Floats:
+        """What reducing gradients adds: the last bucket, or what is longer than the passes it hides behind, and the speed that the
+        rest takes from them. ZeRO 2 with several chunks reduces once for each group of microbatches."""
+        m = self._microbatches(table)
+        times = np.where((table.zero == 2) & (table.vpp > 1), -(-m // table.pp), 1)
+        hiding = backward * np.where(table.vpp > 1, np.minimum(m, table.pp), 1) * times
+        left = np.maximum(times * reduce - hiding, last)
+        return np.asarray(left + self.parts.slowdown * np.maximum(times * reduce - left, 0.0))
 
     def memory_B(self, table: Configurations) -> Floats:
         """(rows,) of the fullest rank: on the first stage, which holds most microbatches, or the last, which has the head."""
