@@ -9,7 +9,8 @@ import numpy as np
 from costmodels.catalog import Catalog
 from costmodels.errors import DataError, Problem
 from costmodels.files import write_atomically
-from costmodels.tables import TABLES, TableSpec
+from costmodels.tables import find
+from costmodels.tables.table import TableSpec
 from simcore.backend import Progress
 
 if TYPE_CHECKING:
@@ -32,13 +33,11 @@ def validate(
     rows the errors are None. `out` (.csv or .parquet) gets every row with `predicted_s` and `error`. Raises `DataError` for an
     unknown table, missing columns, and rows that hold no number or a negative one.
     """
-    if table not in TABLES:
-        raise DataError("unknown table", [Problem("TABLE", repr(table), ", ".join(TABLES))])
-    spec = TABLES[table]
+    spec = find(table)
     frame = _read(Path(path), spec)
     if progress:
         progress(0.3, f"{len(frame)} rows")
-    predicted = spec.predict(frame, Catalog(folders))
+    predicted = spec.predict(frame, Catalog(folders), None).seconds
     error = predicted / frame[spec.measured].to_numpy(dtype=np.float64) - 1.0
     if out is not None:
         _write(frame.assign(predicted_s=predicted, error=error), out)
@@ -86,7 +85,7 @@ def _read(path: Path, spec: TableSpec) -> "pd.DataFrame":
         frame[column] = numbers
     if problems:
         raise DataError(f"{path} holds rows that cannot be measurements", problems)
-    return frame.dropna(subset=[spec.measured]).reset_index(drop=True)
+    return spec.prepare(frame.dropna(subset=[spec.measured]).reset_index(drop=True))
 
 
 def _write(frame: "pd.DataFrame", out: Path) -> None:

@@ -10,18 +10,17 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from costmodels.catalog import Catalog
 from costmodels.collectives import Shape, best, port_rate
 from costmodels.errors import DataError
 from costmodels.point_to_point import send_recv
 from costmodels.specs import DeviceSpec, LinkSpec
+from costmodels.tables.table import Fitted, Floats, Prediction, TableSpec
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Floats = NDArray[np.float64]
 Links = tuple[LinkSpec, LinkSpec | None, float]
 """The link inside a host, that between hosts, and how many ranks share a port of it."""
 
@@ -61,7 +60,7 @@ NETWORKS: tuple[tuple[str, Network], ...] = (
 name it: it follows from their bandwidth of large messages (a100_dgx: two GPUs share 100 Gbit/s; pairwise: 25 Gbit/s)."""
 
 
-def predict_rows(frame: "pd.DataFrame", catalog: Catalog) -> Floats:
+def predict(frame: "pd.DataFrame", catalog: Catalog, _fitted: Fitted | None = None) -> Prediction:
     """(rows,) seconds, NaN for unknown devices, ops and networks. `fabric` and `source` may lack.
 
     A row without a device is looked up by the words of its source; data types are not in the table, so that all-reduce is taken
@@ -71,7 +70,7 @@ def predict_rows(frame: "pd.DataFrame", catalog: Catalog) -> Floats:
     numbers = [frame[c].to_numpy(dtype=np.float64) for c in ("n_ranks", "n_nodes", "nbytes")]
     places = _Places(catalog)
     rows = zip(*columns, frame["op"], *(n.tolist() for n in numbers), strict=True)
-    return np.array([places.seconds(*row) for row in rows], dtype=np.float64)
+    return Prediction.plain(np.array([places.seconds(*row) for row in rows], dtype=np.float64))
 
 
 class _Places:
@@ -95,6 +94,19 @@ class _Places:
         if op == "send_recv":
             return send_recv(B, far or near, inside_host=far is None)
         return best(OPS[str(op)], B, "float16", _shape(known, int(n), int(nodes), links)).seconds
+
+    def at_the_rate(
+        self, device: object, source: object, fabric: object, op: object, n: float, nodes: float, B: float
+    ) -> float:
+        known = self.device(device if isinstance(device, str) else source)
+        if known is None or op not in OPS or not (n >= 2 and 1 <= nodes <= n and B > 0):
+            return float("nan")
+        links = self.links(known.name, str(fabric).lower(), n / nodes, nodes > 1)
+        if links is None:
+            return float("nan")
+        near, far, _ = links
+        steps = {"send_recv": n, "broadcast": n, "all_reduce": 2 * (n - 1)}.get(OPS[str(op)], n - 1)
+        return float(steps / n * B / (far or near).B_per_s)
 
     def _device(self, text: object) -> DeviceSpec | None:
         """By name, or by the first word of a source (`...: h100_sxm/comm/nccl/2.23`) that is one."""
@@ -139,3 +151,22 @@ def _shape(device: DeviceSpec, n: int, nodes: int, links: Links) -> Shape:
         start_s=max(link.start_s for link in used),
         ramp_s=max(link.ramp_s for link in used),
     )
+
+
+def roofline(frame: "pd.DataFrame", catalog: Catalog) -> Floats:
+    """Bytes that a rank must send over the data sheet's rate of its port."""
+    columns = [frame[c] if c in frame.columns else [None] * len(frame) for c in ("device", "source", "fabric")]
+    numbers = [frame[c].to_numpy(dtype=np.float64) for c in ("n_ranks", "n_nodes", "nbytes")]
+    places = _Places(catalog)
+    rows = zip(*columns, frame["op"], *(n.tolist() for n in numbers), strict=True)
+    return np.array([places.at_the_rate(*row) for row in rows], dtype=np.float64)
+
+
+TABLE = TableSpec(
+    columns=("device", "n_ranks", "n_nodes", "op", "nbytes", "time_s"),
+    numbers=("n_ranks", "nbytes", "time_s"),
+    measured="time_s",
+    groups=("device", "op", "fabric", "source"),
+    predict=predict,
+    roofline=roofline,
+)
