@@ -4,11 +4,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from costmodels.arithmetic import native_dtype
 from costmodels.catalog import Catalog
-from costmodels.compute import estimate, native_dtype
+from costmodels.compute import estimate
 from costmodels.kernels import Kernel, flops, kernel, nbytes
+from costmodels.prediction import Floats, Prediction
 from costmodels.specs import DeviceSpec
-from costmodels.tables.table import Fitted, Floats, Prediction, TableSpec, devices_of, rows_of
+from costmodels.tables.table import Fitted, TableSpec, devices_of, rows_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,8 +15,9 @@ from costmodels.catalog import Catalog
 from costmodels.collectives import Shape, best, port_rate
 from costmodels.errors import DataError
 from costmodels.point_to_point import send_recv
+from costmodels.prediction import Floats, Prediction
 from costmodels.specs import DeviceSpec, LinkSpec
-from costmodels.tables.table import Fitted, Floats, Prediction, TableSpec
+from costmodels.tables.table import Fitted, TableSpec
 
 if TYPE_CHECKING:
     import pandas as pd

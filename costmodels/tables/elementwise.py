@@ -7,7 +7,8 @@ import numpy as np
 from costmodels.catalog import Catalog
 from costmodels.compute import estimate
 from costmodels.kernels import kernel, nbytes
-from costmodels.tables.table import Fitted, Floats, Prediction, TableSpec, devices_of, rows_of
+from costmodels.prediction import Floats, Prediction
+from costmodels.tables.table import Fitted, TableSpec, devices_of, rows_of
 
 if TYPE_CHECKING:
     import pandas as pd

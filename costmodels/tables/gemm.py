@@ -4,10 +4,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from costmodels import gemm
+from costmodels.arithmetic import native_dtype
 from costmodels.catalog import Catalog
-from costmodels.compute import gemm_seconds, native_dtype
 from costmodels.kernels import WIDTH_B
-from costmodels.tables.table import Fitted, Floats, Prediction, TableSpec, devices_of
+from costmodels.prediction import Floats, Prediction
+from costmodels.tables.table import Fitted, TableSpec, devices_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +31,7 @@ def predict(frame: "pd.DataFrame", catalog: Catalog, _fitted: Fitted | None = No
             rows = ((frame["device"] == name) & (frame["dtype"] == dtype)).to_numpy()
             if rows.any():
                 sizes = [frame.loc[rows, c].fillna(1).to_numpy(dtype=np.float64) for c in ("batch", "m", "n", "k")]
-                out[rows] = gemm_seconds(device, ours, *sizes)
+                out[rows] = gemm.predict(device, ours, *sizes).seconds
     return Prediction.plain(out)
 
 

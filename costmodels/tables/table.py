@@ -4,36 +4,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from costmodels.catalog import Catalog
 from costmodels.errors import DataError
+from costmodels.prediction import Floats, Prediction
 from costmodels.specs import DeviceSpec
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 Fitted = Mapping[str, Any]
 """What a fit found, as plain data: the content of `costmodels/fitted/NAME.yaml`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
-    """Of each row (rows,): seconds, NaN where the model has nothing to say; the relative error to expect as a fraction (four rows
-    of five are closer), NaN where unknown; and whether device or sizes lie outside of what was fitted."""
-
-    seconds: Floats
-    error: Floats
-    extrapolated: Bools
-
-    @classmethod
-    def plain(cls, seconds: Floats) -> "Prediction":
-        """Seconds of which nothing else is known."""
-        unknown = np.full(len(seconds), np.nan)
-        return cls(seconds=seconds, error=unknown, extrapolated=np.ones(len(seconds), dtype=np.bool_))
 
 
 def _as_it_is(frame: "pd.DataFrame") -> "pd.DataFrame":

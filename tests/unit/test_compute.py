@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from costmodels.arithmetic import native_dtype
 from costmodels.catalog import Catalog
-from costmodels.compute import estimate, gemm_seconds, native_dtype, seconds
+from costmodels.compute import estimate, seconds
+from costmodels.gemm import gemm_seconds
 from costmodels.kernels import flops, kernel, nbytes
 
 CATALOG = Catalog()
