@@ -1,6 +1,7 @@
 """Times that `windtunnel calibrate` measured on this machine, read between and beyond the sizes it tried.
 
-A device's `measured.kernels` maps a kernel's name to points [size, size, ..., seconds], the sizes those of `SIZES`; a link's
+A device's `measured.kernels` maps a kernel's name to points [size, size, ..., seconds], the sizes those of `SIZES`;
+`measured.in_model` is how much longer kernels take inside a model than alone, where every point was measured. A link's
 `measured` maps a collective to numbers of ranks to points [bytes, seconds].
 """
 
@@ -51,7 +52,9 @@ def kernel_seconds(kernel: Kernel, device: DeviceSpec) -> float | None:
     weights = 1.0 / np.maximum(distance, 1e-9) ** NEAREST
     per_work = exp(float((weights * rates).sum() / weights.sum()))
     once = make(kernel.name, kernel.dtype, **shape)
-    return kernel.count * batch * _work(once) * per_work
+    in_model = device.measured.get("in_model", 1.0)
+    assert isinstance(in_model, float)
+    return kernel.count * batch * _work(once) * per_work * in_model
 
 
 def _work(kernel: Kernel) -> float:

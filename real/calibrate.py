@@ -16,7 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from costmodels.catalog import write_entry
+from costmodels import compute
+from costmodels.catalog import Catalog, write_entry
+from costmodels.specs import DeviceSpec
+from costmodels.transformer import TransformerShape
+from costmodels.transformer_kernels import Slice, attention_block, attention_core, embedding, head, mlp_block
+from real.calibrate_worker import SEQ_LEN, SEQUENCES
 from real.launch import Progress, launch
 from real.storage_bench import store_rates
 
@@ -39,7 +44,10 @@ def calibrate(out: Path, *, quick: bool = False, progress: Progress | None = Non
     said = _provenance()
     devices = {"this_machine": (together, "every core busy"), "this_machine_alone": (alone, "one process")}
     for name, (found, how) in devices.items():
-        write_entry(out, "devices", name, _device(found, cores, f"{said}, {how}", together["slowdown"]))
+        entry = _device(found, cores, f"{said}, {how}", together["slowdown"])
+        write_entry(out, "devices", name, entry)
+        entry["measured"]["in_model"] = _in_model(found, Catalog([out]).device(name))
+        write_entry(out, "devices", name, entry)
     write_entry(out, "links", "this_machine_loopback", _link(together, said))
     for name, folder in (("this_machine_disk", out), ("this_machine_shm", Path("/dev/shm"))):
         if folder.is_dir():
@@ -95,6 +103,21 @@ def _device(found: Mapping[str, Any], cores: int, source: str, slowdown: float) 
         "overlap_slowdown": _sourced(round(slowdown, 4), f"{source}; products while an all-reduce goes on"),
         "measured": {"kernels": tables, "spread": spread},
     }
+
+
+def _in_model(found: Mapping[str, Any], device: DeviceSpec) -> float:
+    """How much longer kernels take inside a model than alone: modules are called between them, caches hold something else."""
+    ratios = [seconds / alone_seconds(shape, device) for shape, seconds in found["models"]]
+    return round(float(np.exp(np.mean(np.log(ratios)))), 4)
+
+
+def alone_seconds(shape: Mapping[str, int], device: DeviceSpec) -> float:
+    """All kernels of a microbatch of a calibration's model, forward and backward, as they were measured one by one."""
+    model = TransformerShape(**shape, kv_heads=shape["heads"])
+    part = Slice(sequences=SEQUENCES, seq_len=SEQ_LEN, precision="float32", fused_projections=False)
+    layer = attention_block(model, part, "none") + attention_core(model, part, "none") + mlp_block(model, part, "none")
+    work = embedding(model, part) + layer * model.layers + head(model, part)
+    return compute.seconds(work.forward + work.backward, device)
 
 
 def _link(found: Mapping[str, Any], source: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Started as `python -m real.calibrate_worker FOLDER [quick]`: FOLDER takes rank0.
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from statistics import median
@@ -15,12 +15,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import record
+from torch.nn import functional
 
 from costmodels.files import write_atomically
 from real import microbench
 from real.collectives import ALL_GATHER, REDUCE_SCATTER
 from real.launch import tell
-from real.microbench import DIFFERENTIABLE, NO_BACKWARD, backward_seconds, forward, timed
+from real.microbench import DIFFERENTIABLE, NO_BACKWARD, InTurn, backward_seconds, forward, timed
+from real.model import build_model
 from real.process import joined
 
 LINEARS = (
@@ -49,9 +51,17 @@ SIZES = {
 }
 ADAMW = (200_000, 1_000_000, 3_200_000, 12_000_000)
 COPY = (10_000, 100_000, 1_000_000, 10_000_000)
-MESSAGES = (4, 4_096, 65_536, 1_048_576, 4_194_304, 16_777_216)
+MESSAGES = (4, 4_096, 65_536, 262_144, 1_048_576, 4_194_304, 16_777_216)
+BESIDE_B, BESIDE = 1_048_576, 24  # size and number of the all-reduces that products run beside
+SEQUENCES, SEQ_LEN = 8, 128
+MODELS = (
+    {"layers": 3, "hidden": 192, "ffn": 512, "heads": 3, "head_dim": 64, "vocab": 256, "max_len": SEQ_LEN},
+    {"layers": 2, "hidden": 384, "ffn": 1024, "heads": 6, "head_dim": 64, "vocab": 256, "max_len": SEQ_LEN},
+)
+"""What kernels take inside a model is compared with what they take alone on these."""
 
 PASSES = 2
+WARM_UP = 3
 
 Row = tuple[tuple[int, ...], float, float]
 
@@ -67,9 +77,11 @@ def main() -> None:
             "kernels": _kernels(0.01 if quick else 0.04, quick, folder),
         }
         found["launch_s"] = _launch()
+        found["models"] = _models(0.3 if quick else 4.0)
         if dist.get_world_size() > 1:
-            found["collectives"] = _collectives(5 if quick else 20)
-            found["slowdown"] = median(_slowdown() for _ in range(3))
+            found["collectives"] = _collectives(5 if quick else 30)
+            alone = dict(found["collectives"]["all_reduce"])[BESIDE_B]
+            found["slowdown"] = median(_slowdown(alone) for _ in range(3))
         write_atomically(folder / f"rank{dist.get_rank()}.json", json.dumps(found))
 
 
@@ -116,68 +128,97 @@ def _launch() -> float:
 
 
 def _collectives(repeats: int) -> dict[str, list[tuple[int, float]]]:
-    """Seconds by bytes, sizes as nccl-tests counts them; the median of the slowest rank's times."""
+    """Seconds by bytes, sizes as nccl-tests counts them: the mean of all ranks, of calls that stand between products.
+
+    Between products as in training: what it costs to wake up, and that somebody is always a little late, is part of it.
+    """
     n, rank = dist.get_world_size(), dist.get_rank()
     out: dict[str, list[tuple[int, float]]] = {}
     for size in MESSAGES:
         count = max(size // 4 // n, 1) * n
-        whole, part = torch.zeros(count), torch.zeros(count // n)
-        peer = rank ^ 1
+        buffers = InTurn(lambda c=count: (torch.zeros(c), torch.zeros(c // n)))  # type: ignore[misc]
 
-        def swap(whole: torch.Tensor = whole, peer: int = peer) -> None:
+        def swap(whole: torch.Tensor, _part: torch.Tensor, peer: int = rank ^ 1) -> None:
             if peer < n:
                 dist.send(whole, peer) if rank < peer else dist.recv(whole, peer)
 
-        runs: dict[str, Callable[[], object]] = {
-            "all_reduce": lambda w=whole: dist.all_reduce(w),  # type: ignore[misc]
-            "all_gather": lambda w=whole, p=part: ALL_GATHER(w, p),  # type: ignore[misc]
-            "reduce_scatter": lambda w=whole, p=part: REDUCE_SCATTER(p, w),  # type: ignore[misc]
+        runs: dict[str, Callable[[torch.Tensor, torch.Tensor], object]] = {
+            "all_reduce": lambda whole, _: dist.all_reduce(whole),
+            "all_gather": lambda whole, part: ALL_GATHER(whole, part),
+            "reduce_scatter": lambda whole, part: REDUCE_SCATTER(part, whole),
             "send_recv": swap,
         }
         for name, run in runs.items():
-            out.setdefault(name, []).append((count * 4, _slowest(run, repeats)))
+            out.setdefault(name, []).append((count * 4, _between_products(run, buffers, repeats)))
     return out
 
 
-def _slowest(run: Callable[[], object], repeats: int) -> float:
+def _between_products(run: Callable[[torch.Tensor, torch.Tensor], object], buffers: InTurn, repeats: int) -> float:
+    """Mean seconds of a call without the slowest twentieth."""
+    a = torch.randn(512, 512)
     seconds = []
+    dist.barrier()
     for _ in range(repeats + 2):
-        dist.barrier()
+        a @ a
+        whole, part = buffers.next()
         start = time.perf_counter()
-        run()
+        run(whole, part)
         seconds.append(time.perf_counter() - start)
-    times = torch.tensor(seconds[2:])
-    dist.all_reduce(times, op=dist.ReduceOp.MAX)
-    return median(times.tolist())
+    return _mean_of_ranks(microbench.mean_and_spread(seconds[2:])[0])
 
 
-def _slowdown() -> float:
-    """Share of computing speed that is lost while an all-reduce goes on."""
-    a, message = torch.randn(256, 256), torch.zeros(4_000_000)
+def _mean_of_ranks(number: float) -> float:
+    total = torch.tensor(number, dtype=torch.float64)
+    dist.all_reduce(total)
+    return float(total) / dist.get_world_size()
+
+
+def _slowdown(all_reduce_s: float) -> float:
+    """What a second of all-reduces takes from the computing beside it, in seconds; `all_reduce_s` is one of `BESIDE_B` alone."""
+    a, message = torch.randn(256, 256), torch.zeros(BESIDE_B // 4)
 
     dist.barrier()
     free, start = 0, time.perf_counter()
     while time.perf_counter() - start < 0.3:
         a @ a
         free += 1
-    rate = free / (time.perf_counter() - start)
+    product_s = (time.perf_counter() - start) / free
     dist.barrier()
-    both = torch.tensor([rate, _products_during(a, message, 12)])
-    dist.all_reduce(both)
-    return float(min(max(1 - both[1] / both[0], 0.0), 0.9))
-
-
-def _products_during(a: torch.Tensor, message: torch.Tensor, count: int) -> float:
-    """Products a second while `count` all-reduces follow each other."""
     products, start = 0, time.perf_counter()
-    for _ in range(count):
+    for _ in range(BESIDE):
         work = dist.all_reduce(message, async_op=True)
         assert work is not None
         while not work.is_completed():
             a @ a
             products += 1
         work.wait()
-    return products / (time.perf_counter() - start)
+    lost_s = time.perf_counter() - start - products * product_s
+    return min(max(_mean_of_ranks(lost_s) / (BESIDE * all_reduce_s), 0.0), 0.9)
+
+
+def _models(at_least_s: float) -> list[tuple[Mapping[str, int], float]]:
+    """Shapes of small models, and what forward and backward of a microbatch take until the last rank is done."""
+    return [(shape, _model_seconds(shape, at_least_s)) for shape in MODELS]
+
+
+def _model_seconds(shape: Mapping[str, int], at_least_s: float) -> float:
+    """Mean over repeats of the slowest rank's seconds, without the slowest twentieth: synchronous training waits for it."""
+    model = build_model({**shape, "kv_heads": shape["heads"], "tied_embeddings": False}, "float32", 0)
+    tokens = torch.randint(0, shape["vocab"], (SEQUENCES, SEQ_LEN + 1))
+
+    def once() -> float:
+        dist.barrier()
+        start = time.perf_counter()
+        logits = model(tokens[:, :-1], use_cache=False).logits
+        functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
+        model.zero_grad(set_to_none=True)
+        slowest = torch.tensor(time.perf_counter() - start, dtype=torch.float64)
+        dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
+        return float(slowest)
+
+    for _ in range(WARM_UP):
+        first = once()
+    return microbench.mean_and_spread([once() for _ in range(max(int(at_least_s / first), 3))])[0]
 
 
 if __name__ == "__main__":

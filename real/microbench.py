@@ -1,8 +1,9 @@
 """Each kernel of the cost model as torch runs it: a function to time, for the sizes that a point has."""
 
 import time
+from collections import deque
 from collections.abc import Callable
-from statistics import median
+from statistics import fmean, median
 
 import torch
 from torch import nn
@@ -20,17 +21,49 @@ SPREAD_B = (
 
 
 def timed(run: Run, at_least_s: float) -> tuple[float, float]:
-    """Median seconds of one call and the half-width of the middle half of them, as a fraction."""
-    run()
+    """Mean seconds of one call without the slowest twentieth, and the half-width of the middle half as a fraction.
+
+    The mean, because an iteration is a sum of kernels. What a call returns is kept while `SPREAD_B` of others are made, as
+    training keeps what backward needs: results go to memory that is not in cache.
+    """
+    kept = Kept()
+    kept.add(run())
     seconds: list[float] = []
     begun = time.perf_counter()
     while len(seconds) < 5 or time.perf_counter() - begun < at_least_s:
         start = time.perf_counter()
-        run()
+        made = run()
         seconds.append(time.perf_counter() - start)
-    seconds.sort()
-    middle = median(seconds)
-    return middle, (seconds[3 * len(seconds) // 4] - seconds[len(seconds) // 4]) / 2 / middle
+        kept.add(made)
+    return mean_and_spread(seconds)
+
+
+def mean_and_spread(seconds: list[float]) -> tuple[float, float]:
+    """As `timed` returns them, of the seconds of several calls."""
+    seconds = sorted(seconds)
+    usual = seconds[: max(len(seconds) - max(len(seconds) // 20, 1), 1)]
+    spread = (seconds[3 * len(seconds) // 4] - seconds[len(seconds) // 4]) / 2
+    return fmean(usual), spread / median(seconds)
+
+
+class Kept:
+    """The latest results, as many as fill `SPREAD_B`."""
+
+    def __init__(self) -> None:
+        self.results: deque[tuple[torch.Tensor, ...]] = deque()
+        self.nbytes = 0
+
+    def add(self, made: object) -> None:
+        """Keep `made` if it is a tensor or several; the oldest go when there are too many."""
+        tensors = tuple(t for t in (made if isinstance(made, tuple) else (made,)) if isinstance(t, torch.Tensor))
+        self.results.append(tensors)
+        self.nbytes += _size_B(tensors)
+        while self.nbytes > SPREAD_B and len(self.results) > 1:
+            self.nbytes -= _size_B(self.results.popleft())
+
+
+def _size_B(tensors: tuple[torch.Tensor, ...]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 class InTurn:
@@ -38,7 +71,7 @@ class InTurn:
 
     def __init__(self, make: Make) -> None:
         first = make()
-        size = sum(t.numel() * t.element_size() for t in first)
+        size = _size_B(first)
         self.copies = [first, *(make() for _ in range(min(max(SPREAD_B // size, 1), 64) - 1))]
         self.at = 0
 
@@ -54,8 +87,8 @@ def forward(apply: Apply, make: Make) -> Run:
 
 
 def backward_seconds(apply: Apply, make: Make, at_least_s: float) -> tuple[float, float]:
-    """Median seconds of the backward pass alone."""
-    operands = InTurn(make)
+    """As `timed`, of the backward pass alone."""
+    operands, kept = InTurn(make), Kept()
     seconds: list[float] = []
     begun = time.perf_counter()
     while len(seconds) < 5 or time.perf_counter() - begun < 2 * at_least_s:
@@ -66,11 +99,10 @@ def backward_seconds(apply: Apply, make: Make, at_least_s: float) -> tuple[float
         start = time.perf_counter()
         torch.autograd.backward(outs, grads)
         seconds.append(time.perf_counter() - start)
+        kept.add(tuple(t.grad for t in tensors if t.grad is not None))
         for t in tensors:
             t.grad = None
-    seconds.sort()
-    middle = median(seconds)
-    return middle, (seconds[3 * len(seconds) // 4] - seconds[len(seconds) // 4]) / 2 / middle
+    return mean_and_spread(seconds)
 
 
 def _leaf(*shape: int) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """What every process that the launcher starts does first: one thread, its device, the others."""
 
+import ctypes
 import os
 import sys
 import threading
@@ -11,6 +12,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h
 PATIENCE = timedelta(seconds=120)  # for a peer that does not answer
 
 
@@ -23,6 +25,8 @@ def joined(*, cuda: bool) -> Iterator[torch.device]:
         torch.cuda.set_device(device)
     else:
         torch.set_num_threads(1)
+        _keep_freed_memory()
+        _stay_on_own_core(local)
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     _leave_with_parent()
     dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
@@ -31,6 +35,27 @@ def joined(*, cuda: bool) -> Iterator[torch.device]:
         dist.barrier()
     finally:
         dist.destroy_process_group()
+
+
+def _keep_freed_memory() -> None:
+    """Let the C library keep what is freed for what is allocated next, as torch's allocator does on GPUs.
+
+    By default glibc hands large blocks back to the system and gets them again, page by page, in every iteration.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; elsewhere there is none
+    if mallopt is not None:
+        mallopt(M_ARENA_MAX, 1)
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def _stay_on_own_core(local: int) -> None:
+    """Rank i of a host on its core i, if there are as many: threads that move meet on one core while another is idle."""
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= len(cores):
+        os.sched_setaffinity(0, {cores[local]})
 
 
 def _leave_with_parent() -> None:

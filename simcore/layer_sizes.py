@@ -67,7 +67,21 @@ class LayerSizes:
         elements = self.elements[part] // (self.choice.shards if self.choice.zero >= 2 else 1)
         if accumulates and elements:
             found += (kernel("add", self.gradient_dtype, rows=1, cols=elements),)
-        return found
+        return found + self._repacking(part, backward=backward)
+
+    def _repacking(self, part: str, *, backward: bool) -> Kernels:
+        """Copies around the collectives of ZeRO 2 and 3: a unit is one message, its parameters and gradients are not.
+
+        As torch's FSDP2 does: the shard into the message and the message into parameters, gradients into the message and what
+        comes back into the shard's. The root unit is gathered before the embedding and scattered after it.
+        """
+        choice, unit = self.choice, {LAYER: LAYER, EMBED: ROOT}.get(part)
+        if choice.zero < 2 or choice.shards == 1 or unit is None:
+            return ()
+        moved = self.elements[unit] * (choice.shards + 1) // choice.shards
+        gathers = 0 if backward and (choice.zero == 2 or unit == ROOT) else 1
+        copies = [kernel("copy", self.weight_dtype, elements=moved)] * gathers
+        return (*copies, kernel("copy", self.gradient_dtype, elements=moved)) if backward else tuple(copies)
 
     @cached_property
     def elements(self) -> dict[str, int]:
