@@ -3,7 +3,8 @@
 Folders of the user (with subfolders devices, links, stores) come before the entries that are built in; `calibrate` writes such
 a folder. Spelling is forgiving: case, blanks, hyphens and the vendor's name do not count, so "NVIDIA A100-SXM4-80GB" is found
 by its alias a100_sxm4_80gb. Links are one direction of one port; access networks with different directions (Wi-Fi, 4G, 5G) have
-two entries, `5g` for the download and `5g_up` for the upload.
+two entries, `5g` for the download and `5g_up` for the upload. Over the numbers of built-in links lie those that were fitted to
+measured collectives (`costmodels.ports`); a folder of the user is taken at its word.
 """
 
 import re
@@ -17,6 +18,7 @@ import yaml
 from costmodels.entries import KINDS, Kind, Spec, aliases, build, load
 from costmodels.errors import DataError, Problem
 from costmodels.files import write_atomically
+from costmodels.ports import fitted_link
 from costmodels.specs import DeviceSpec, LinkSpec, StoreSpec
 
 if TYPE_CHECKING:
@@ -86,7 +88,8 @@ class Catalog:
             named = next((path for path in files if fold(path.stem) == wanted), None)
             found = named or next((path for path in files if wanted in map(fold, aliases(path))), None)
             if found is not None:
-                return load(kind, found)
+                spec = load(kind, found)
+                return fitted_link(spec) if folder == BUILT_IN / kind and isinstance(spec, LinkSpec) else spec
         raise self._unknown(kind, name)
 
     def _unknown(self, kind: Kind, name: str) -> DataError:

@@ -1,15 +1,13 @@
-"""How long a kernel takes on a device: measured if the device was calibrated, otherwise a roofline with tiles and waves."""
+"""How long a kernel takes on a device: measured if the device was calibrated, otherwise what a fitted model says."""
 
 from collections.abc import Iterable
 from functools import lru_cache
 
-from costmodels import gemm, measured
+from costmodels import attention, gemm, measured, streaming
 from costmodels.arithmetic import native_dtype
-from costmodels.attention import attention_seconds
-from costmodels.efficiency import Efficiency, efficiency
-from costmodels.kernels import Kernel, nbytes
+from costmodels.kernels import Kernel
+from costmodels.prediction import Prediction
 from costmodels.specs import DeviceSpec, Estimate
-from costmodels.streaming import memory_seconds
 
 
 def estimate(kernel: Kernel, device: DeviceSpec) -> Estimate:
@@ -27,8 +25,14 @@ def _estimate(kernel: Kernel, device: DeviceSpec) -> Estimate:
     source = device.sources.get(f"flop_per_s.{native}", "catalogue")
     if native != kernel.dtype:
         source += f"; {kernel.dtype} computed as {native}"
-    once = _launch(kernel, native, device, efficiency(device))
-    return Estimate(seconds=kernel.count * once, method="roofline", source=source, error=0.25)
+    table, once = _predicted(kernel, device)
+    return Estimate(
+        seconds=kernel.count * float(once.seconds),
+        method="fitted",
+        source=f"fitted {table}; {source}",
+        error=float(once.error),
+        extrapolated=bool(once.extrapolated),
+    )
 
 
 def seconds(kernels: Iterable[Kernel], device: DeviceSpec) -> float:
@@ -36,10 +40,14 @@ def seconds(kernels: Iterable[Kernel], device: DeviceSpec) -> float:
     return sum(estimate(k, device).seconds for k in kernels)
 
 
-def _launch(kernel: Kernel, native: str, device: DeviceSpec, e: Efficiency) -> float:
+def _predicted(kernel: Kernel, device: DeviceSpec) -> tuple[str, Prediction]:
+    """The fitted table behind one launch, and what its model says of it."""
     s = dict(kernel.shape)
     if kernel.name == "gemm":
-        return float(gemm.predict(device, kernel.dtype, s.get("batch", 1), s["m"], s["n"], s["k"]).seconds)
+        return "gemm", gemm.predict(device, kernel.dtype, s.get("batch", 1), s["m"], s["n"], s["k"])
     if kernel.name in ("attention", "attention_backward"):
-        return attention_seconds(kernel, native, device, e)
-    return device.launch_s + memory_seconds(nbytes(kernel) / kernel.count, device, e)
+        backward = kernel.name == "attention_backward"
+        b, q, kv, h, hk, d = (s[n] for n in ("batch", "q_len", "kv_len", "heads", "kv_heads", "head_dim"))
+        causal = bool(s.get("causal", 0))
+        return "attention", attention.predict(device, kernel.dtype, b, q, kv, h, hk, d, causal, backward=backward)
+    return "elementwise", streaming.predict(device, kernel.name, kernel.dtype, s)

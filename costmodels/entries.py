@@ -29,7 +29,7 @@ SPECS: dict[Kind, type[DeviceSpec] | type[LinkSpec] | type[StoreSpec]] = {
     "links": LinkSpec,
     "stores": StoreSpec,
 }
-DTYPES = ("float32", "tf32", "float16", "bfloat16", "fp8", "int8", "int4")
+DTYPES = ("float32", "tf32", "float16", "bfloat16", "fp8", "fp4", "int8", "int4")
 TEXTS = ("title", "kind", "vendor", "architecture", "host_link", "peer_link")
 FLAGS = ("duplex", "switched", "reduces_in_network", "shared")
 TABLES: dict[Kind, tuple[str, ...]] = {

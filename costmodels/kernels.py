@@ -11,10 +11,21 @@
 | cast, copy, zero | elements |
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
-WIDTH_B = {"float32": 4.0, "tf32": 4.0, "float16": 2.0, "bfloat16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.5}
+WIDTH_B = {
+    "float32": 4.0,
+    "tf32": 4.0,
+    "float16": 2.0,
+    "bfloat16": 2.0,
+    "fp8": 1.0,
+    "nvfp4": 0.5625,
+    "int8": 1.0,
+    "int4": 0.5,
+}
 """Bytes of one element."""
 
 
@@ -83,10 +94,11 @@ def attended_pairs(s: dict[str, int]) -> float:
 @lru_cache(maxsize=65536)
 def nbytes(kernel: Kernel) -> float:
     """Bytes to and from memory of all launches if every operand moves once."""
-    return kernel.count * _nbytes(kernel.name, kernel.dtype, dict(kernel.shape))
+    return kernel.count * float(moved_B(kernel.name, kernel.dtype, dict(kernel.shape)))
 
 
-def _nbytes(name: str, dtype: str, s: dict[str, int]) -> float:
+def moved_B(name: str, dtype: str, s: Mapping[str, Any]) -> Any:
+    """Bytes of one launch; sizes are numbers or arrays that broadcast, the result is of their kind."""
     width = WIDTH_B[dtype]
     if name == "gemm":
         return width * s.get("batch", 1) * (s["m"] * s["k"] + s["k"] * s["n"] + s["m"] * s["n"])

@@ -5,15 +5,15 @@ from math import prod
 
 from costmodels.kernels import WIDTH_B
 from costmodels.transformer import EMBEDDING, HEAD, Parameter, TransformerShape, sharded_dim
-from costmodels.transformer_kernels import Recompute, Slice
+from costmodels.transformer_kernels import NARROW, Recompute, Slice
 
 OVERHEAD_B = 2.5e9
 """What the context, communicators' buffers and the allocator's gaps take on a GPU (assumption: 2 to 3 GB)."""
 
 
 def storage_dtype(precision: str) -> str:
-    """The dtype weights are kept in: fp8 training keeps them in bfloat16 and casts where it multiplies."""
-    return "bfloat16" if precision == "fp8" else precision
+    """The dtype weights are kept in: narrow recipes keep them in bfloat16 and cast where they multiply."""
+    return "bfloat16" if precision in NARROW else precision
 
 
 def gradient_dtype(precision: str, *, master_weights: bool) -> str:

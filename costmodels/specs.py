@@ -54,7 +54,7 @@ class LinkSpec:
 
     name: str
     title: str
-    kind: str  # nvlink | pcie | infiniband | ethernet | loopback | wifi | cellular | wan
+    kind: str  # nvlink | pcie | infiniband | roce | efa | ethernet | loopback | wifi | cellular | wan
     B_per_s: float
     latency_s: float
     efficiency: float = 0.9

@@ -16,13 +16,25 @@ ContextExchange = Literal["ring", "all_gather"]
 
 Kernels = tuple[Kernel, ...]
 
+NARROW = {"fp8": "fp8", "fp8_cs": "fp8", "mxfp8": "fp8", "nvfp4": "nvfp4"}
+"""Recipes whose linear layers multiply in fewer than 16 bits, and the format that they multiply in; all else is bfloat16. Blocks of
+mxfp8 are scaled by the tensor cores themselves, at the rate of fp8."""
+
+CAST_PASSES = {"fp8_cs": 2, "mxfp8": 1, "nvfp4": 2}
+"""Recipes whose scales are those of the tensor itself, so that every operand is cast by a kernel of its own: a pass to find its
+largest values (mxfp8: none), and one that writes it by rows and by columns. fp8 takes scales from earlier iterations."""
+
+ALIGNED = 8
+"""Tensor cores take rows of 16-bit operands that are multiples of 16 bytes; products of others run on the vector lanes (NVIDIA,
+"Matrix Multiplication Background User's Guide", section 4.1)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slice:
     """What one rank has of a microbatch of `sequences` sequences, and how it computes.
 
     `fused_projections` makes one product of queries, keys and values, and one of gate and up, as Megatron does and
-    Hugging Face does not. With `precision` fp8 linear layers multiply in fp8 and everything else is bfloat16.
+    Hugging Face does not. `precision` is a dtype or one of `NARROW`.
     """
 
     sequences: int
@@ -40,7 +52,7 @@ class Slice:
     @property
     def dtype(self) -> str:
         """Of activations."""
-        return "bfloat16" if self.precision == "fp8" else self.precision
+        return "bfloat16" if self.precision in NARROW else self.precision
 
     @property
     def rows(self) -> int:
@@ -75,11 +87,15 @@ class Work:
 
     def __mul__(self, times: int) -> "Work":
         """`times` equal parts; their kernels are counted together."""
+        if times == 1:
+            return self
         return Work(repeated(self.forward, times), repeated(self.backward, times))
 
 
 def repeated(kernels: Kernels, times: int) -> Kernels:
     """Every kernel launched `times` as often."""
+    if times == 1:
+        return kernels
     return tuple(replace(k, count=k.count * times) for k in kernels) if times else ()
 
 
@@ -208,25 +224,28 @@ def _loss(part: Slice, rows: int, vocab: int) -> Work:
 def _linear(part: Slice, rows: int, n: int, k: int, *, cast_input: bool = False, cast_gradient: bool = True) -> Work:
     """rows x k times k x n; backward the gradients of input and weight.
 
-    Under fp8 the input and the output's gradient are cast by a kernel of their own, except where norms and activation
-    functions write them in fp8, as Transformer Engine's do.
+    Under narrow recipes the input and the output's gradient are cast by a kernel of their own, except where norms and activation
+    functions write them so, as Transformer Engine's do.
     """
-    dtype = part.precision
+    dtype = NARROW.get(part.precision, part.precision)
     forward = kernel("gemm", dtype, m=rows, n=n, k=k)
     data = kernel("gemm", dtype, m=rows, n=k, k=n)
     weight = kernel("gemm", dtype, m=n, n=k, k=rows)
-    if dtype != "fp8":
+    if part.precision not in NARROW:
         return Work((forward,), (data, weight))
-    casts = [(kernel("cast", part.dtype, elements=rows * cols),) for cols in (k, n)]
-    before = [cast if wanted else () for cast, wanted in zip(casts, (cast_input, cast_gradient), strict=True)]
+    own = part.precision in CAST_PASSES
+    count = CAST_PASSES.get(part.precision, 1)
+    casts = [(kernel("cast", part.dtype, count=count, elements=rows * cols),) for cols in (k, n)]
+    before = [cast if own or wanted else () for cast, wanted in zip(casts, (cast_input, cast_gradient), strict=True)]
     return Work((*before[0], forward), (*before[1], data, weight))
 
 
 def _product(part: Slice, batch: int, m: int, n: int, k: int) -> Work:
     """A batched product of two activations; backward the gradients of both."""
-    forward = kernel("gemm", part.dtype, batch=batch, m=m, n=n, k=k)
-    left = kernel("gemm", part.dtype, batch=batch, m=m, n=k, k=n)
-    right = kernel("gemm", part.dtype, batch=batch, m=k, n=n, k=m)
+    dtype = part.dtype if n % ALIGNED == k % ALIGNED == 0 else "float32"
+    forward = kernel("gemm", dtype, batch=batch, m=m, n=n, k=k)
+    left = kernel("gemm", dtype, batch=batch, m=m, n=k, k=n)
+    right = kernel("gemm", dtype, batch=batch, m=k, n=n, k=m)
     return Work((forward,), (left, right))
 
 

@@ -5,17 +5,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels import compute, measured
+from costmodels import measured
+from costmodels.collective_errors import error_of
 from costmodels.collectives import Choice, Shape, best, port_rate
 from costmodels.point_to_point import send_rate
+from costmodels.ports import is_fitted, is_guessed
 from costmodels.specs import DeviceSpec, Estimate, LinkSpec
 from costmodels.storage import demand as store_demand
+from simcore import sustained
 from simcore.cluster import Cluster
 from simcore.grouping import mix
+from simcore.overheads import Overheads
 from simcore.plan import Collective, Compute, Op, Read, Transfer, Write
 
-# Relative errors to expect: medians over published measurements (`validate collectives`); stores have too few to say better.
-COLLECTIVE_ERROR, TRANSFER_ERROR, STORE_ERROR = 0.12, 0.15, 0.3
+STORE_ERROR = 0.3  # relative error to expect; stores have too few measurements to say better
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -39,18 +42,21 @@ class Demand:
 
 
 class CostModel:
-    """Costs on one cluster."""
+    """Costs on one cluster. `overheads` are factors on kernels, by default those of published training jobs."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, overheads: Overheads | None = None) -> None:
         self.cluster = cluster
+        self.overheads = overheads
         self._routes: dict[tuple[int, int], Ints] = {}
         self._computed: dict[tuple[object, str], Estimate] = {}
+        self._shapes: dict[bytes, tuple[Shape, LinkSpec | None]] = {}
 
     def compute(self, op: Compute, device: DeviceSpec) -> Estimate:
         """All kernels of the op, one after the other; as uncertain as the worst of them."""
         key = (op.kernels, device.name)
         if key not in self._computed:
-            self._computed[key] = _together([compute.estimate(k, device) for k in op.kernels])
+            overheads = self.overheads or sustained.usual()
+            self._computed[key] = _together([sustained.estimate(k, device, overheads) for k in op.kernels])
         return self._computed[key]
 
     def signature(self, instances: Ints) -> Ints:
@@ -75,7 +81,10 @@ class CostModel:
         return [self._storage(op, int(row[0])) for row in instances]
 
     def _collective(self, op: Collective, members: Ints) -> Demand:
-        shape, link = self._shape(members)
+        key = members.tobytes()
+        if key not in self._shapes:
+            self._shapes[key] = self._shape(members)
+        shape, link = self._shapes[key]
         choice = best(op.kind, float(op.nbytes), op.dtype, shape)
         if link is not None and link.measured:
             known = measured.link_seconds(link, op.kind, shape.size, op.nbytes)
@@ -87,7 +96,7 @@ class CostModel:
             volume_B=choice.volume_B,
             cap_B_per_s=choice.cap_B_per_s,
             nbytes=op.nbytes,
-            estimate=_closed_form(choice.seconds, source, COLLECTIVE_ERROR),
+            estimate=_over_links(op.kind, choice.seconds, choice.latency_s, link, source, away=shape.nodes > 1),
             node_weight=choice.node_weight,
             net_weight=choice.net_weight,
         )
@@ -100,18 +109,22 @@ class CostModel:
         near = [link for k in kinds if (link := self.cluster.intra[k]) is not None] if counts.max() > 1 else []
         far = [link for k in kinds if (link := self.cluster.inter[k]) is not None] if len(counts) > 1 else []
         rate, step_s = fabric.ring(members) if far else (np.inf, 0.0)
-        staged = any(self.cluster.devices[k].peer_link is None for k in kinds)
+        apart = next((d.name for k in kinds if (d := self.cluster.devices[k]).peer_link is None), None)
         shape = Shape(
             size=len(members),
             nodes=len(counts),
             rails=float(counts.min()),
-            node_B_per_s=min((port_rate(x, int(counts.max()), staged=staged) for x in near), default=np.inf),
+            node_B_per_s=min(
+                (port_rate(x, int(counts.max()), staged=apart is not None, device=apart or "") for x in near),
+                default=np.inf,
+            ),
             net_B_per_s=rate,
             node_s=max((x.latency_s for x in near), default=0.0),
             net_s=step_s,
             in_switch=bool(near) and all(x.switched and x.reduces_in_network for x in near),
             start_s=max((x.start_s for x in [*near, *far]), default=0.0),
-            ramp_s=max((x.ramp_s for x in [*near, *far]), default=0.0),
+            ramp_s=max((x.ramp_s for x in near), default=0.0),
+            net_ramp_s=max((x.ramp_s for x in far), default=0.0),
         )
         return shape, min([*near, *far], key=lambda x: x.B_per_s * x.efficiency, default=None)
 
@@ -136,7 +149,7 @@ class CostModel:
             volume_B=float(op.nbytes),
             cap_B_per_s=rate,
             nbytes=op.nbytes,
-            estimate=_closed_form(latency + op.nbytes / rate, link.name, TRANSFER_ERROR),
+            estimate=_over_links("send_recv", latency + op.nbytes / rate, latency, link, link.name, away=not near),
         )
 
     def _route(self, pair: Ints) -> Ints:
@@ -217,6 +230,22 @@ def _first_on_host(node: Ints) -> Ints:
 
 def _closed_form(seconds: float, source: str, error: float | None) -> Estimate:
     return Estimate(seconds=seconds, method="closed_form", source=source, error=error)
+
+
+def _over_links(
+    kind: str, seconds: float, wait_s: float, link: LinkSpec | None, source: str, *, away: bool
+) -> Estimate:
+    """A collective or transfer of which `wait_s` does not grow with its size, `link` the slowest that it needs."""
+    if link is None or not seconds:
+        return _closed_form(seconds, source, None)
+    guessed = is_guessed(link)
+    return Estimate(
+        seconds=seconds,
+        method="fitted" if is_fitted(link) else "closed_form",
+        source=source,
+        error=error_of(kind, wait_s / seconds, away=away, unseen=guessed),
+        extrapolated=guessed,
+    )
 
 
 def _as_measured(choice: Choice, known_s: float, nbytes: int, link: LinkSpec) -> Demand:

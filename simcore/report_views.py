@@ -122,11 +122,42 @@ def _flattened(data: Any, path: str) -> list[tuple[str, str]]:
     return [(path, f"{data:.6g}" if isinstance(data, float) else str(data))]
 
 
-def errors_view(found: Mapping[str, Any]) -> Table:
-    """How far off predictions are: absolute percentage errors, and the signed mean."""
-    made = table(f"{found['table']}: predicted beside measured", ["value"])
+GROUP_ROWS = 12  # lines of one breakdown
+
+
+def errors_view(found: Mapping[str, Any]) -> RenderableType:
+    """How far off predictions are beside plain roofline: absolute percentage errors, the signed median, then group by group."""
+    made = table(f"{found['table']}: predicted beside measured", ["windtunnel", "roofline"])
     for name in ("rows", "covered"):
-        made.add_row(name, f"{found[name]:,}")
+        made.add_row(name, f"{found[name]:,}", "")
     for name in ("median_ape", "mean_ape", "p90_ape", "bias"):
-        made.add_row(name, amount(found[name], "share"))
+        made.add_row(name, amount(found[name], "share"), amount(found["roofline"][name], "share"))
+    made.add_row("within their error band", amount(found["within"], "share"), "")
+    blocks: list[RenderableType] = [made]
+    if found.get("memory"):
+        memory = table("Memory", ["value"])
+        for name in ("covered", "median_ape", "p90_ape", "bias"):
+            value = found["memory"][name]
+            memory.add_row(name, f"{value:,}" if name == "covered" else amount(value, "share"))
+        blocks.append(memory)
+    blocks += [_group_view(column, rows) for column, rows in found["groups"].items()]
+    if found["not_covered"]:
+        missing = "; ".join(f"{value}: rows {numbers}" for value, numbers in found["not_covered"].items())
+        blocks.append(warnings_view([f"not covered: {shortened(missing)}"]))
+    return spaced(blocks)
+
+
+def _group_view(column: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    made = table(f"by {column}", ["rows", "covered", "median", "p90", "bias", "roofline's median"])
+    for row in rows[:GROUP_ROWS]:
+        shares = (row["median_ape"], row["p90_ape"], row["bias"], row["roofline_median_ape"])
+        numbers = [f"{row['rows']:,}", f"{row['covered']:,}", *(amount(share, "share") for share in shares)]
+        made.add_row(shortened(row["value"], 60), *numbers)
+    if len(rows) > GROUP_ROWS:
+        made.add_row(f"{len(rows) - GROUP_ROWS} more", *[""] * 6)
     return made
+
+
+def shortened(text: str, longest: int = 400) -> str:
+    """`text`, or its beginning."""
+    return text if len(text) <= longest else text[: longest - 3] + "..."

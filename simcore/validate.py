@@ -5,46 +5,66 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from costmodels import measurements
 from costmodels.catalog import Catalog
-from costmodels.errors import DataError, Problem
 from costmodels.files import write_atomically
-from costmodels.tables import find
 from costmodels.tables.table import TableSpec
+from simcore import rows
 from simcore.backend import Progress
+from simcore.tables import find
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SHOWN = 10  # bad rows that are named
+Floats = NDArray[np.float64]
 
 
 def validate(
     table: str,
-    path: str | Path,
+    path: str | Path | None = None,
     *,
     folders: Iterable[Path] = (),
     out: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """{table, rows, covered, median_ape, mean_ape, p90_ape, bias}: errors are fractions of what was measured.
+    """How far the predictions of a table are from the rows in `path`, or from those that the project ships.
 
-    `covered` counts rows that the model has something to say about, bias is the median of their signed errors; without such
-    rows the errors are None. `out` (.csv or .parquet) gets every row with `predicted_s` and `error`. Raises `DataError` for an
-    unknown table, missing columns, and rows that hold no number or a negative one.
+    {table, rows, covered, median_ape, mean_ape, p90_ape, bias}: errors are fractions of what was measured, `covered` counts rows
+    that the model has something to say about, `bias` is the median of their signed errors; without such rows the errors are None.
+    Then `within`, the share of rows inside their own error band; `roofline`, the same errors of the baseline; `groups`, the
+    same by device, dtype, op and source; `not_covered`, numbers of rows by device; and `memory` where the table has it. `out`
+    (.csv or .parquet) gets every row with `predicted_s`, `error`, `expected_error` and `roofline_s`.
+
+    Raises `DataError` for an unknown table, missing columns, and rows that cannot be measurements in seconds.
     """
     spec = find(table)
-    frame = _read(Path(path), spec)
+    file = Path(path) if path is not None else measurements.path(table)
+    frame = rows.read(file, spec)
+    catalog = Catalog(folders)
     if progress:
-        progress(0.3, f"{len(frame)} rows")
-    predicted = spec.predict(frame, Catalog(folders), None).seconds
-    error = predicted / frame[spec.measured].to_numpy(dtype=np.float64) - 1.0
+        progress(0.1, f"{len(frame)} rows")
+    said = spec.predict(frame, catalog, None)
+    if progress:
+        progress(0.8, "baseline")
+    roofline = spec.roofline(frame, catalog)
+    rows.check_units(frame, spec, said.seconds, roofline, file)
+    measured = frame[spec.measured].to_numpy(dtype=np.float64)
+    error, base = said.seconds / measured - 1.0, roofline / measured - 1.0
     if out is not None:
-        _write(frame.assign(predicted_s=predicted, error=error), out)
-    return {"table": table, "rows": len(frame), **summary(error)}
+        columns = {"predicted_s": said.seconds, "error": error, "expected_error": said.error, "roofline_s": roofline}
+        _write(frame.assign(**columns), out)
+    found = {"table": table, "rows": len(frame), **summary(error), "within": within(error, said.error)}
+    found["roofline"] = summary(base)
+    found["groups"] = {c: grouped(frame[c], error, base) for c in spec.groups if c in frame.columns}
+    found["not_covered"] = _not_covered(frame, spec, error)
+    if spec.memory is not None:
+        found["memory"] = summary(spec.memory(frame, catalog))
+    return found
 
 
-def summary(error: "np.ndarray[Any, np.dtype[np.float64]]") -> dict[str, Any]:
+def summary(error: Floats) -> dict[str, Any]:
     """Counts and quantiles of signed relative errors (rows,), NaN where nothing was predicted."""
     known = error[~np.isnan(error)]
     if not len(known):
@@ -59,33 +79,28 @@ def summary(error: "np.ndarray[Any, np.dtype[np.float64]]") -> dict[str, Any]:
     }
 
 
-def _read(path: Path, spec: TableSpec) -> "pd.DataFrame":
-    import pandas as pd
+def within(error: Floats, expected: Floats) -> float | None:
+    """Share of rows that are as close as was expected of them, None where nothing was expected."""
+    known = ~np.isnan(error) & ~np.isnan(expected)
+    return float((np.abs(error) <= expected)[known].mean()) if known.any() else None
 
-    try:
-        frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, low_memory=False)
-    except (OSError, ValueError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise DataError(
-            "unreadable data", [Problem("--data", str(path), "a readable CSV or Parquet file", reason)]
-        ) from error
-    missing = [c for c in spec.columns if c not in frame.columns]
-    if missing:
-        problems = [Problem(f"column {c}", "missing", ", ".join(spec.columns)) for c in missing]
-        raise DataError(f"{path} lacks columns", problems)
-    problems = []
-    for column in spec.numbers:
-        numbers = pd.to_numeric(frame[column], errors="coerce")
-        bad = frame.index[(numbers.isna() & frame[column].notna()) | (numbers <= 0)]
-        problems += [
-            Problem(f"row {i + 2}, {column}", repr(frame.loc[i, column]), "a positive number") for i in bad[:SHOWN]
-        ]
-        if len(bad) > SHOWN:
-            problems.append(Problem(column, f"{len(bad) - SHOWN} more such rows", "positive numbers"))
-        frame[column] = numbers
-    if problems:
-        raise DataError(f"{path} holds rows that cannot be measurements", problems)
-    return spec.prepare(frame.dropna(subset=[spec.measured]).reset_index(drop=True))
+
+def grouped(column: "pd.Series[Any]", error: Floats, baseline: Floats) -> list[dict[str, Any]]:
+    """`summary` for each value of a column, the baseline's median beside it; the largest groups first."""
+    values = column.fillna("-").astype(str).to_numpy()
+    found = []
+    for value in sorted(set(values)):
+        inside = values == value
+        base = summary(baseline[inside])["median_ape"]
+        found.append({"value": value, "rows": int(inside.sum()), **summary(error[inside]), "roofline_median_ape": base})
+    return sorted(found, key=lambda row: -row["rows"])
+
+
+def _not_covered(frame: "pd.DataFrame", spec: TableSpec, error: Floats) -> dict[str, str]:
+    """Numbers of the rows without a prediction, by the first column that groups them."""
+    values = frame[spec.groups[0]].fillna("-").astype(str).to_numpy()
+    missing = np.isnan(error)
+    return {value: rows.numbered(missing & (values == value)) for value in sorted(set(values[missing]))}
 
 
 def _write(frame: "pd.DataFrame", out: Path) -> None:

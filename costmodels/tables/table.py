@@ -25,9 +25,10 @@ class TableSpec:
     """`columns` must be there, `numbers` must hold positive numbers where they hold anything, `measured` is in seconds.
 
     `prepare` turns the rows of a file into the rows that are predicted (operators of a model pass into one row, other units into
-    seconds). `groups` are the columns by which the scoreboard is broken down. `predict(frame, catalog, fitted)` takes the fitted
-    table from `costmodels/fitted` unless it is given another one, as leave-one-out does; `roofline(frame, catalog)` is the
-    baseline: the larger of FLOPs over peak and bytes over bandwidth, nothing else.
+    seconds), and leaves those alone that it has made. `groups` are the columns by which the scoreboard is broken down, the first
+    names the device. `predict(frame, catalog, fitted)` takes the fitted table from `costmodels/fitted` unless it is given another
+    one, as leave-one-out does; `roofline(frame, catalog)` is the baseline: the larger of FLOPs over peak and bytes over bandwidth,
+    nothing else. `memory(frame, catalog)` gives signed relative errors of memory, NaN where none was measured.
     """
 
     columns: tuple[str, ...]
@@ -37,6 +38,7 @@ class TableSpec:
     predict: Callable[["pd.DataFrame", Catalog, Fitted | None], Prediction]
     roofline: Callable[["pd.DataFrame", Catalog], Floats]
     prepare: Callable[["pd.DataFrame"], "pd.DataFrame"] = _as_it_is
+    memory: Callable[["pd.DataFrame", Catalog], Floats] | None = None
 
 
 def devices_of(frame: "pd.DataFrame", catalog: Catalog) -> dict[str, DeviceSpec]:

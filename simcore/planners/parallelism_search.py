@@ -1,6 +1,10 @@
-"""Every feasible parallelism, pruned by memory, ranked in closed form; the best are simulated, and the fastest is the plan."""
+"""Every feasible parallelism, pruned by memory, ranked in closed form; the best are simulated, and the fastest is the plan.
 
-from collections.abc import Callable, Iterator
+Some others, spread over the ranking, are simulated too: `decisions["search"]["agreement"]` says how well the closed form ranks
+(Spearman's correlation) and how far off it is.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -26,6 +30,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Recompute = Literal["none", "selective", "full"]
 TRIES = 5  # times as many plans are built as are wanted, where memory turns out to be short after all
+MOST_SAMPLED_PASSES = 20_000  # of a plan that is simulated only to be compared
 
 
 class Params(BaseModel):
@@ -41,6 +46,9 @@ class Params(BaseModel):
     zero: list[Literal[0, 1, 2, 3]] = Field([0, 1, 2, 3], min_length=1, description="ZeRO stages.")
     overlap: bool = Field(True, description="Communicate while computing where the dependencies allow it.")
     simulate: int = Field(10, ge=1, le=1000, description="How many of the best in closed form are simulated.")
+    sample: int = Field(
+        10, ge=0, le=1000, description="How many others are simulated, to compare the closed form with the simulator."
+    )
 
 
 @dataclass(frozen=True)
@@ -84,22 +92,71 @@ def plan(
     fitting = table[needed <= _least_memory_B(cluster)]
     if not len(fitting):
         raise _nearest_miss(table, needed, cluster)
-    found = list(_candidates(quick, fitting, cluster, params.simulate, evaluate, progress))
+    seconds = quick.seconds(fitting)
+    ranking = np.lexsort((np.arange(len(fitting)), seconds))
+    simulating = _Simulating(quick, fitting, seconds, cluster, evaluate, progress)
+    found = list(simulating.candidates(ranking[: params.simulate * TRIES].tolist(), params.simulate))
     if not found:
         raise _nearest_miss(table, needed, cluster)
+    others = list(simulating.candidates(_spread(quick, fitting, ranking, params), params.sample)) if evaluate else []
+    best = min([*found, *others], key=lambda c: c.seconds)
     found.sort(key=lambda c: c.seconds)
     search = {
         "considered": len(table),
         "pruned": len(table) - len(fitting),
         "simulated": len(found) if evaluate else 0,
         "best": [c.described() for c in found],
+        "sampled": [c.described() for c in others],
     }
-    best = found[0].plan
-    return replace(best, decisions={**best.decisions, "search": search})
+    if evaluate:
+        search["agreement"] = agreement([*found, *others])
+    decisions = {**best.plan.decisions, "search": search}
+    if evaluate:
+        decisions["closed_form"] = search["agreement"]
+    return replace(best.plan, decisions=decisions)
+
+
+def agreement(candidates: Sequence[Candidate]) -> dict[str, float | int]:
+    """How well the closed form ranks simulated configurations (Spearman's correlation; 1 where there is but one time), and the
+    median of how far off it is."""
+    estimates = np.array([c.estimate_s for c in candidates])
+    simulated = np.array([c.seconds for c in candidates])
+    mine, theirs = (_ranks(times) for times in (estimates, simulated))
+    same = np.ptp(mine) == 0 or np.ptp(theirs) == 0
+    return {
+        "compared": len(candidates),
+        "rank_correlation": 1.0 if same else round(_correlation(mine, theirs), 4),
+        "median_error": round(float(np.median(np.abs(estimates / simulated - 1))), 4),
+    }
+
+
+def _correlation(a: Floats, b: Floats) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
+
+
+def _ranks(values: Floats) -> Floats:
+    """Places in ascending order; equal values share the mean of theirs."""
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(count)
+    return np.asarray((ends - (count - 1) / 2)[place.reshape(-1)], dtype=np.float64)
+
+
+def _spread(quick: Quick, table: Configurations, ranking: Ints, params: Params) -> list[int]:
+    """Rows beyond those that are simulated anyway, evenly spread over the ranking, with plans that are not too long."""
+    rest = ranking[params.simulate * TRIES :]
+    batch, layers = quick.parts.workload.global_batch, quick.parts.workload.model.layers
+    passes = 2 * batch // (table.dp * table.microbatch) * np.where(table.zero == 3, layers, table.pp * table.vpp)
+    rest = rest[passes[rest] <= MOST_SAMPLED_PASSES]
+    if not len(rest) or not params.sample:
+        return []
+    places = np.linspace(0, len(rest) - 1, min(2 * params.sample, len(rest))).astype(np.int64)
+    chosen = rest[places].tolist()
+    return [*chosen[::2], *chosen[1::2]]
 
 
 def _limits(params: Params) -> Limits:
-    return Limits(**params.model_dump(exclude={"overlap", "simulate"}))
+    return Limits(**params.model_dump(exclude={"overlap", "simulate", "sample"}))
 
 
 def _choice(row: dict[str, int | str], workload: TransformerTraining, cluster: Cluster, params: Params) -> Choice:
@@ -107,29 +164,32 @@ def _choice(row: dict[str, int | str], workload: TransformerTraining, cluster: C
     return fixed.choice_of(given, workload, cluster.n_ranks)
 
 
-def _candidates(
-    quick: Quick,
-    table: Configurations,
-    cluster: Cluster,
-    wanted: int,
-    evaluate: Callable[[Plan], float] | None,
-    progress: Progress | None,
-) -> Iterator[Candidate]:
-    """The best in closed form, as plans; those that the plan's own account of memory refuses are passed over."""
-    seconds = quick.seconds(table)
-    ranking = np.lexsort((np.arange(len(table)), seconds))[: wanted * TRIES]
-    found = 0
-    for i in ranking.tolist():
-        if found == wanted:
-            return
-        made = training_plan(quick.parts.workload, quick.choose(table, i), cluster)
-        if shortfalls(made, cluster):
-            continue
-        if progress is not None:
-            progress(found / wanted, f"simulating {found + 1} of the best {wanted} of {len(table)} configurations")
-        estimate = float(seconds[i])
-        yield Candidate(table.row(i), made, estimate, evaluate(made) if evaluate else estimate)
-        found += 1
+@dataclass(frozen=True)
+class _Simulating:
+    """Turns rows of a table into plans, and simulates them."""
+
+    quick: Quick
+    table: Configurations
+    estimates_s: Floats
+    cluster: Cluster
+    evaluate: Callable[[Plan], float] | None
+    progress: Progress | None
+
+    def candidates(self, rows: Sequence[int], wanted: int) -> Iterator[Candidate]:
+        """The first `wanted` that fit; those that the plan's own account of memory refuses are passed over."""
+        found = 0
+        for i in rows:
+            if found == wanted:
+                return
+            made = training_plan(self.quick.parts.workload, self.quick.choose(self.table, i), self.cluster)
+            if shortfalls(made, self.cluster):
+                continue
+            if self.progress is not None:
+                self.progress(found / wanted, f"simulating {found + 1} of {wanted} of {len(self.table)} configurations")
+            estimate = float(self.estimates_s[i])
+            seconds = self.evaluate(made) if self.evaluate else estimate
+            yield Candidate(self.table.row(i), made, estimate, seconds)
+            found += 1
 
 
 def _least_memory_B(cluster: Cluster) -> float:

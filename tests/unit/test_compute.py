@@ -57,3 +57,23 @@ def test_many_products_at_once_are_what_they_are_one_by_one() -> None:
     alone = [estimate(kernel("gemm", "bfloat16", m=int(m), n=int(n), k=int(k)), device).seconds for m, n, k in sizes.T]
     np.testing.assert_allclose(together, alone)
     assert together.shape == (50,)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(DEVICES), st.sampled_from(["attention", "attention_backward"]), st.integers(1, 64), SIZE)
+def test_attention_is_fitted_and_no_faster_than_the_roofline(name: str, kind: str, batch: int, length: int) -> None:
+    device = CATALOG.device(name)
+    made = kernel(
+        kind, "bfloat16", batch=batch, q_len=length, kv_len=length, heads=32, kv_heads=8, head_dim=128, causal=1
+    )
+    found = estimate(made, device)
+    assert found.method == "fitted" and found.error is not None and found.error > 0
+    assert found.seconds >= flops(made) / device.flop_per_s[native_dtype("bfloat16", device)]
+
+
+def test_estimates_say_when_they_are_extrapolated() -> None:
+    known = estimate(kernel("add", "float32", rows=65536, cols=1024), CATALOG.device("v100_pcie"))
+    other = estimate(kernel("add", "float32", rows=65536, cols=1024), CATALOG.device("h100_sxm"))
+    assert (known.method, known.extrapolated) == ("fitted", False)
+    assert (other.method, other.extrapolated) == ("fitted", True)
+    assert known.error is not None and other.error is not None and known.error < other.error

@@ -5,10 +5,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import costmodels
 from costmodels.catalog import Catalog
 from costmodels.compute import estimate
 from costmodels.errors import DataError
 from costmodels.kernels import kernel
+from simcore.scoreboard import every_table, markdown
+from simcore.tables import names
 from simcore.validate import validate
 
 
@@ -61,11 +64,31 @@ def test_every_bad_row_is_named(tmp_path: Path) -> None:
     frame.to_csv(tmp_path / "t.csv", index=False)
     with pytest.raises(DataError) as error:
         validate("gemm", tmp_path / "t.csv")
-    assert {p.field for p in error.value.problems} == {"row 3, m", "row 4, latency_s"}
+    assert {p.field for p in error.value.problems} == {"m of rows 3", "latency_s of rows 4"}
     frame.drop(columns=["n", "k"]).to_csv(tmp_path / "t.csv", index=False)
     with pytest.raises(DataError) as error:
         validate("gemm", tmp_path / "t.csv")
     assert {p.field for p in error.value.problems} == {"column n", "column k"}
+
+
+def test_another_unit_is_noticed(tmp_path: Path) -> None:
+    slow, fast = table(tmp_path / "ms.csv", [1e-3] * 3), table(tmp_path / "h.csv", [1.0, 1.0, 3600.0])
+    with pytest.raises(DataError, match=r"rows 2-4.*Milliseconds"):
+        validate("gemm", slow)
+    with pytest.raises(DataError, match=r"rows 4: given .* s, where the data sheet allows"):
+        validate("gemm", fast)
+
+
+def test_the_shipped_measurements_are_there_for_every_table() -> None:
+    for name in names():
+        found = validate(name)
+        assert found["covered"] > 0.9 * found["rows"] > 0
+        assert found["median_ape"] < found["roofline"]["median_ape"]
+        assert {"rows", "value", "median_ape"} <= set(found["groups"][next(iter(found["groups"]))][0])
+
+
+def test_the_scoreboard_in_the_repository_is_that_of_the_fitted_tables() -> None:
+    assert (Path(costmodels.__file__).parent / "SCOREBOARD.md").read_text() == markdown(every_table())
 
 
 def test_unknown_tables_and_files(tmp_path: Path) -> None:
