@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt
 SCENARIO ?= scenarios/quickstart.yaml
 
-.PHONY: demo test lint fast-test benchmark variations golden notebooks clean
+.PHONY: demo test lint fast-test benchmark variations golden fit clean
 
 demo: $(VENV)/.real calibration/devices/this_machine.yaml  ## predict a training plan on this machine, run it, compare
 	$(BIN)/windtunnel compare $(SCENARIO)
@@ -30,6 +30,10 @@ variations: $(VENV)/.real calibration/devices/this_machine.yaml  ## predicted an
 
 golden: $(VENV)/.dev  ## write the expected reports anew; read the difference before committing it
 	$(BIN)/python -m tests.golden.update
+
+fit: $(VENV)/.real  ## fitted tables from the measurements in costmodels/data; then the scoreboard of them
+	$(BIN)/python -m simcore.fit
+	$(BIN)/windtunnel validate --all
 
 calibration/devices/this_machine.yaml: | $(VENV)/.real
 	$(BIN)/windtunnel calibrate --out calibration
