@@ -31,17 +31,17 @@ SPLITS = (1.0, 2.0, 4.0, 8.0)
 
 K_STEP = 32.0
 BOARD_W, BOARD_SHARE = 15.0, 0.2
-"""Power of a board that does not go into arithmetic, whatever it does: watts, and at most what share."""
+"""Assumption: power of a board that does not go into arithmetic, whatever it does: watts, and at most what share."""
 
 POWER_LAW = 0.75
-"""Power of the power by which the rate falls: voltage falls with the clock, down to a limit, so between 1/3 and 1."""
+"""Assumption: power of the power by which the rate falls: voltage falls with the clock, down to a limit, so between 1/3 and 1."""
 
 PROCESS_ENERGY = {"ampere": 1.4, "cdna": 1.4, "cdna2": 1.4, "volta": 3.2, "turing": 3.2, "pascal": 2.8}
-"""Energy of an operation over that in a 5 nm class process, by architecture (TSMC's figures: N5 30 % below N7, N7 65 % below 16 nm,
-12 nm a quarter below 16 nm). Pascal's voltages are lower: by the P4, which keeps 810 of 1114 MHz at 75 W."""
+"""Assumption: energy of an operation over that in a 5 nm class process, by architecture (after what foundries say of a shrink: N5
+30 % below N7, N7 65 % below 16 nm, 12 nm a quarter below). Pascal's voltages are lower: a P4 keeps 810 of 1114 MHz at 75 W."""
 
 KIND_ENERGY = {"vector": 6.0, "fp8": 0.5, "fp8_block": 0.5, "int8": 0.5, "nvfp4": 0.25}
-"""Energy of a FLOP over that of 16-bit matrix units, which is what a start of the fit needs: units of half the width take half."""
+"""Assumption: energy of a FLOP over that of 16-bit matrix units, where a fit starts: units of half the width take half."""
 
 PANEL = 128.0
 PAGES = 32768.0

@@ -79,7 +79,14 @@ def _iteration(trainer: Trainer, recorder: Recorder, number: int) -> tuple[float
 
 
 def _peak_resident_B() -> int:
-    """The most memory this process ever had."""
+    """The most memory this process ever had.
+
+    Linux starts a process's `ru_maxrss` at the size of its parent, so that growth would not show; its VmHWM starts at nothing.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

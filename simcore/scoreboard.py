@@ -26,8 +26,9 @@ LINES = 10  # of one breakdown
 INTRODUCTION = """\
 Written by `windtunnel validate --all` from the measurements in `costmodels/data`. Errors are of seconds, as a share of what was
 measured: the median and the 90th percentile of their sizes, and the median with its sign (bias). *Inside the band*: rows that are
-as close as their own error band says, which is meant to be four of five. *Unseen*: rows of a device (or source) that a fit to all
-others predicts (`python -m simcore.fit --holdout`). Roofline is FLOPs over peak or bytes over bandwidth, whichever is more."""
+as close as their own error band says, which is meant to be four of five. *Unseen*: rows of a device (or source) that a fit of this
+table to all others predicts (`python -m simcore.fit --holdout device source`). Roofline is FLOPs over peak or bytes over
+bandwidth, whichever is more."""
 
 
 def every_table(progress: Progress | None = None) -> dict[str, Any]:

@@ -43,6 +43,9 @@ INSIDE = 0.8
 AGAIN = 10
 """Steps of a fit without one device, which starts from that with all."""
 
+MORE = {"flash_attention": from_flash}
+"""Other files whose rows the fit takes, and what makes rows of this table of them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
@@ -268,16 +271,3 @@ def ranges(rows: Rows) -> dict[str, list[float]]:
     """Smallest and largest of each size."""
     sizes = {name: getattr(rows.shape, name) for name in ("batch", "kv_len", "heads", "head_dim")}
     return {name: [float(s.min()), float(s.max())] for name, s in sizes.items()}
-
-
-if __name__ == "__main__":
-    import sys
-    from pathlib import Path
-
-    import pandas as pd
-    import yaml
-
-    read = [pd.read_csv(path) for path in sys.argv[1:]]
-    rows = pd.concat([from_flash(f) if "impl" in f.columns else f for f in read], ignore_index=True)
-    text = yaml.safe_dump(fit(rows, Catalog()), sort_keys=False, width=120, default_flow_style=None)
-    (Path(__file__).parent.parent / "fitted" / "attention.yaml").write_text(text)

@@ -7,14 +7,11 @@ does not drown a published table of twenty. The loss is Huber's on logarithms of
 """
 
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
 from costmodels.catalog import Catalog
 from costmodels.collective_rows import Links, Rows, rows_of, times
@@ -186,10 +183,3 @@ def _evidence(cells: Cells, link: int) -> dict[str, Any]:
     mine = cells.frame[uses(cells.rows, link)]
     sources = sorted({_SOURCE.split(str(s))[0] for s in mine["source"]})
     return {"rows": int(mine["size"].sum()), "sources": "; ".join(s for s in sources if s)}
-
-
-if __name__ == "__main__":
-    import pandas as pd
-
-    result = fit(pd.read_csv(sys.argv[1], low_memory=False), Catalog())
-    Path(sys.argv[2]).write_text(yaml.safe_dump(result, sort_keys=False, width=120))

@@ -186,14 +186,3 @@ def _bands(errors: list[dict[str, Floats]]) -> dict[str, float]:
     """80th percentiles by kind of operator; 1 where nothing was measured."""
     gathered = {k: np.concatenate([np.zeros(0), *(e[k] for e in errors)]) for k in ("pointwise", "norm", "softmax")}
     return {kind: float(np.quantile(e, 0.8)) if len(e) else 1.0 for kind, e in gathered.items()}
-
-
-if __name__ == "__main__":
-    import sys
-    from pathlib import Path
-
-    import pandas as pd
-    import yaml
-
-    text = yaml.safe_dump(fit(pd.read_csv(sys.argv[1]), Catalog()), sort_keys=False, width=10_000)
-    (Path(__file__).parent.parent / "fitted" / "elementwise.yaml").write_text(text)

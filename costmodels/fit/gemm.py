@@ -1,10 +1,8 @@
 """Fit of the GEMM model: effects of format, architecture, device and library on its parameters."""
 
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -216,11 +214,3 @@ def floors(frame: "pd.DataFrame") -> dict[str, dict[str, float]]:
             quantiles = {"median": np.median(gaps), "p90": np.quantile(gaps, 0.9)}
             found[f"{device}/{dtype}"] = {name: float(f"{np.expm1(v):.3g}") for name, v in quantiles.items()}
     return found
-
-
-if __name__ == "__main__":
-    import pandas as pd
-    import yaml
-
-    made = fit(pd.read_csv(sys.argv[1]), Catalog())
-    Path(sys.argv[2]).write_text(yaml.safe_dump(made, sort_keys=False, width=120, default_flow_style=None))

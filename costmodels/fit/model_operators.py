@@ -5,13 +5,10 @@ that eager operators reach. Of a group of operators, for all devices: its floor 
 bandwidth, its multiple of `gemm.predict`. Devices that were not measured get the geometric means.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
 from costmodels.catalog import Catalog
 from costmodels.fit.rounding import rounded
@@ -149,10 +146,3 @@ def _residuals(passes: Sequence[Pass], parameters: Mapping[str, Any]) -> tuple[F
         each.append(np.abs(said[there] / measured[there] - 1))
         whole.append(abs(said.sum() / measured.sum() - 1))
     return np.concatenate(each), np.array(whole)
-
-
-if __name__ == "__main__":
-    import pandas as pd
-
-    where = Path(__file__).parents[1] / "fitted" / "model_operators.yaml"
-    where.write_text(yaml.safe_dump(fit(pd.read_csv(sys.argv[1]), Catalog()), sort_keys=False))

@@ -6,13 +6,10 @@ a prior as wide as kernels differ between libraries, so that an engine with two 
 gets the geometric means.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
 from costmodels.catalog import Catalog
 from costmodels.fit.rounding import rounded
@@ -111,10 +108,3 @@ def _errors(groups: Sequence[Group], measured: Floats, engines: Mapping[str, Map
 def _residuals(groups: Sequence[Group], measured: Floats, engines: Mapping[str, Mapping[str, float]]) -> Floats:
     rows = [np.abs(g.seconds(with_factors(g.name, engines[g.name])) / measured[g.at] - 1.0) for g in groups]
     return np.concatenate(rows)
-
-
-if __name__ == "__main__":
-    import pandas as pd
-
-    where = Path(__file__).parents[1] / "fitted" / "serving.yaml"
-    where.write_text(yaml.safe_dump(fit(pd.read_csv(sys.argv[1]), Catalog()), sort_keys=False))

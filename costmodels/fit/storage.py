@@ -2,13 +2,10 @@
 store (DeepNVMe, Run:ai, fastsafetensors, BigScience), and the phases of a checkpoint (ByteCheckpoint, table 9).
 """
 
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
 from costmodels.catalog import Catalog
 from costmodels.fit.rounding import rounded
@@ -159,10 +156,3 @@ def _errors(named: Sequence[tuple[str, Task, float]], p: Mapping[str, Any], stor
 def _residuals(rows: Sequence[Row], p: Mapping[str, Any], stores: Stores) -> list[float]:
     off = [abs(task_seconds(t, stores, p) / s - 1.0) for t, s in rows]
     return [r for r in off if np.isfinite(r)]
-
-
-if __name__ == "__main__":
-    import pandas as pd
-
-    where = Path(__file__).parents[1] / "fitted" / "storage.yaml"
-    where.write_text(yaml.safe_dump(fit(pd.read_csv(sys.argv[1]), Catalog()), sort_keys=False))

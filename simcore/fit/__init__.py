@@ -6,7 +6,8 @@ A fit is one file, `costmodels/fit/NAME.py` or, where a simulator's parts are ne
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,18 +40,20 @@ def fit_of(name: str) -> Fit:
     return found
 
 
-def more_rows(name: str) -> Sequence[str]:
-    """Other files whose rows the fit takes, converted by its function `convert`."""
-    module = importlib.import_module(fit_of(name).__module__)
-    return tuple(getattr(module, "MORE", ()))
+def more_rows(name: str) -> Mapping[str, Callable[["pd.DataFrame"], "pd.DataFrame"]]:
+    """Other files whose rows the fit takes, and what makes rows of this table of them: `MORE` of its module."""
+    found: Mapping[str, Callable[[pd.DataFrame], pd.DataFrame]] = getattr(
+        sys.modules[fit_of(name).__module__], "MORE", {}
+    )
+    return found
 
 
 def rows_for(name: str, folder: Path | None = None) -> "pd.DataFrame":
     """Prepared rows of a table with those of other files that its fit takes."""
     import pandas as pd
 
-    spec, module = find(name), importlib.import_module(fit_of(name).__module__)
+    spec = find(name)
     parts = [spec.prepare(measurements.load(name, folder))]
-    parts += [module.convert(measurements.load(other, folder)) for other in more_rows(name)]
+    parts += [convert(measurements.load(other, folder)) for other, convert in more_rows(name).items()]
     rows = pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0]
     return rows[rows[spec.measured] > 0].reset_index(drop=True)

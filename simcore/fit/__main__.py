@@ -1,4 +1,4 @@
-"""`python -m simcore.fit [NAMES] [--data FOLDER] [--holdout]`: write the fitted tables, all of them or those that are named.
+"""`python -m simcore.fit [NAMES] [--data FOLDER] [--holdout device source]`: write the fitted tables, all or those named.
 
 Without `--data` from the measurements that the project ships, which is what `make fit` does: the same rows give the same file.
 With `--holdout` also how far predictions are off for devices and sources that a fit has not seen, which takes minutes.
@@ -20,6 +20,7 @@ from simcore.tables import find
 from simcore.validate import summary
 
 TARGET = Path(fitted.__file__).parent
+KINDS = ("device", "source")
 HEADER = "# Written by `make fit`; do not edit.\n"
 
 
@@ -28,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(ORDER))
     parser.add_argument("--data", type=Path, help="a folder of CSV files instead of the shipped tables")
-    parser.add_argument("--holdout", action="store_true", help="leave every device and every source out in turn")
+    parser.add_argument("--holdout", nargs="+", choices=KINDS, default=(), help="leave each of these out in turn")
     options = parser.parse_args()
     unknown = sorted(set(options.names) - set(ORDER))
     if unknown:
@@ -38,8 +39,8 @@ def main() -> None:
         for i, name in enumerate(chosen):
             progress(i / len(chosen), name)
             _write(name, {"provenance": _provenance(name, options.data), **_made(name, options.data)})
-            if options.holdout:
-                _write_holdout(name, options.data)
+            for kind in options.holdout:
+                _write_holdout(name, options.data, kind)
 
 
 def _made(name: str, folder: Path | None) -> dict[str, Any]:
@@ -62,19 +63,16 @@ def _write(name: str, found: dict[str, Any]) -> None:
     fitted.load.cache_clear()
 
 
-def _write_holdout(name: str, folder: Path | None) -> None:
-    """Into `holdout.yaml`, beside what other tables have there."""
+def _write_holdout(name: str, folder: Path | None, kind: str) -> None:
+    """Into `holdout.yaml`, beside what is there of other tables and kinds."""
     path = TARGET / "holdout.yaml"
     known: dict[str, Any] = yaml.safe_load(path.read_text()) if path.is_file() else {}
     frame = rows_for(name, folder)
-    device = find(name).groups[0]
-    columns = [c for c in (device, "source") if c in frame.columns and frame[c].nunique() > 1]
-    known[name] = {
-        ("device" if column == device else column): {
-            k: _rounded(v) for k, v in summary(left_out(name, frame, column)).items()
-        }
-        for column in columns
-    }
+    column = find(name).groups[0] if kind == "device" else kind
+    if column not in frame.columns or frame[column].nunique() < 2:
+        return
+    errors = summary(left_out(name, frame, column))
+    known.setdefault(name, {})[kind] = {key: _rounded(value) for key, value in errors.items()}
     _write("holdout", {key: known[key] for key in sorted(known)})
 
 

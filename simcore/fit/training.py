@@ -1,14 +1,12 @@
-"""Fits `Overheads` to published iterations: `python -m simcore.fit.training training.csv` writes costmodels/fitted/training.yaml.
+"""Fits `Overheads` to published iterations, for `costmodels/fitted/training.yaml`.
 
 Rows of dense models on devices of the training set whose own numbers are trusted; least squares of logarithms of predicted over
 measured seconds with a loss that outliers do not pull, and every parameter held to its neutral value as by one more row.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -127,15 +125,3 @@ def _bands(frame: "pd.DataFrame", jobs: Sequence[Job | None], parameters: Mappin
             found = abs(table.iteration(job, {"parameters": parameters}) / float(seconds) - 1)
             off.setdefault(table.kind_of(job), []).append(found)
     return {kind: float(f"{np.quantile(each, 0.8):.3g}") for kind, each in sorted(off.items())}
-
-
-def main(path: Path, out: Path) -> None:
-    import pandas as pd
-    import yaml
-
-    frame = table.prepare(pd.read_csv(path))
-    out.write_text(yaml.safe_dump(fit(frame, Catalog()), sort_keys=False), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(__file__).parents[2] / "costmodels" / "fitted" / "training.yaml")

@@ -63,7 +63,7 @@ def test_one_by_one_through_the_engine(benchmark: BenchmarkFixture) -> None:
     def simulate_some() -> None:
         for microbatch in (1, 2):
             for tp in (2, 4, 8):
-                given = fixed.Params(tp=tp, pp=4, microbatch=microbatch, zero=1, detail="chunk")
+                given = fixed.Params(tp=tp, pp=4, microbatch=microbatch, zero=1, recompute="full", detail="chunk")
                 plan = training_plan(workload, fixed.choice_of(given, workload, cluster.n_ranks), cluster)
                 assert simulate(plan, cluster, CostModel(cluster)).makespan_s > 0
 
