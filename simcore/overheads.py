@@ -10,6 +10,10 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 
+ARCHITECTURES = ("ampere", "hopper")
+"""Of the devices whose published iterations are fitted."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overheads:
     """Factors on seconds that kernels take by themselves, and what comes on top. The defaults add nothing.

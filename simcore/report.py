@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,10 @@ class Memory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """Times in seconds, sizes in bytes, shares as fractions. `parts_s` and `idle_s` are of an average rank and iteration."""
+    """Times in seconds, sizes in bytes, shares as fractions. `parts_s` and `idle_s` are of an average rank and iteration.
+
+    `error` maps metrics to the relative error that four of five predictions like it stay within, where that is known.
+    """
 
     plan: str
     plan_digest: str
@@ -45,6 +48,7 @@ class Report:
     memory: tuple[Memory, ...]
     links: tuple[Mapping[str, Any], ...]
     warnings: tuple[str, ...]
+    error: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; the keys are stable."""
@@ -76,6 +80,7 @@ def report(plan: Plan, trace: Trace) -> Report:
         memory=memory,
         links=tuple(trace.extra.get("links", ())),
         warnings=(*trace.warnings, *_memory_warnings(memory)),
+        error=trace.extra.get("error", {}),
     )
 
 

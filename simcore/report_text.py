@@ -108,8 +108,16 @@ def _metrics(report: Report) -> Table:
     made = table("Numbers", ["value"])
     for name, unit in UNITS.items():
         if report.metrics.get(name) is not None:
-            made.add_row(name, amount(report.metrics[name], unit))
+            made.add_row(name, amount(report.metrics[name], unit) + _band(report, name, unit))
     return made
+
+
+def _band(report: Report, name: str, unit: str) -> str:
+    """` (5.9 - 6.7 s)`: between which four of five such predictions would lie."""
+    value, error = report.metrics[name], report.error.get(name)
+    if value is None or error is None:
+        return ""
+    return f" ({amount(value / (1 + error), unit)} - {amount(value / max(1 - error, 0.1), unit)})"
 
 
 def _critical(report: Report) -> Table:

@@ -1,7 +1,7 @@
 """The simulator as a backend."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from simcore.backend import Progress
@@ -39,7 +39,10 @@ class SimBackend:
         """The simulated trace. Raises `PlanError`, `DoesNotFit`, or `ScenarioError` for faults that name no rank or link."""
         from simcore.cost import CostModel
         from simcore.engine import simulate
+        from simcore.expected_error import iteration_error
         from simcore.faults import events
 
         found = events(self.faults, self.cluster, self.seed)
-        return simulate(plan, self.cluster, CostModel(self.cluster), faults=found, progress=progress, **self.options)
+        trace = simulate(plan, self.cluster, CostModel(self.cluster), faults=found, progress=progress, **self.options)
+        error = iteration_error(plan, self.cluster)
+        return trace if error is None else replace(trace, extra={**trace.extra, "error": {"iteration_s": error}})

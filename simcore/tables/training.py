@@ -19,7 +19,7 @@ from costmodels.transformer import training_flops
 from simcore.configurations import RECOMPUTE, Configurations
 from simcore.cost import CostModel
 from simcore.moe_parts import ExpertParts
-from simcore.overheads import NONE, Overheads
+from simcore.overheads import ARCHITECTURES, NONE, Overheads
 from simcore.quick import Quick
 from simcore.quick_parts import Parts
 from simcore.training import Choice
@@ -27,9 +27,6 @@ from simcore.training_rows import Job, Reader, seconds_of
 
 if TYPE_CHECKING:
     import pandas as pd
-
-ARCHITECTURES = ("ampere", "hopper")
-"""Of the devices whose rows are fitted."""
 
 MICROBATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 CHUNKS = (1, 2, 3, 4, 5, 6, 8)

@@ -131,3 +131,16 @@ def test_an_empty_trace_is_reported_without_numbers() -> None:
 )
 def test_amounts_as_people_read_them(value: float | None, unit: str, text: str) -> None:
     assert amount(value, unit) == text
+
+
+def test_the_error_to_expect_is_shown_as_a_range() -> None:
+    plan = relay()
+    rows = [(t.id, 0, float(i), float(i + 1)) for i, t in enumerate(plan.tasks)]
+    known = report(plan, trace_of(plan, rows, extra={"error": {"iteration_s": 0.25}}))
+    unknown = report(plan, trace_of(plan, rows))
+    length = known.metrics["iteration_s"]
+    assert length == len(plan.tasks)
+    shown = as_text(report_view(known))
+    assert f"{length} s ({length / 1.25:g} s - {length / 0.75:.4g} s)".replace(".0 s", " s") in shown
+    assert known.to_dict()["error"] == {"iteration_s": 0.25}
+    assert unknown.error == {}
