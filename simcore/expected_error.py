@@ -8,8 +8,10 @@ from simcore.plan import Plan
 
 def iteration_error(plan: Plan, cluster: Cluster) -> float | None:
     """Relative error within which four of five published training iterations were predicted, on devices that the fit has seen or on
-    others. None for plans that are not training, and for calibrated devices, of which nothing was published."""
-    if "tokens_per_iteration" not in plan.workload or any(device.measured for device in cluster.devices):
+    others. None for plans that are not training, for calibrated devices, and for what is no GPU, of which nothing was published."""
+    if "tokens_per_iteration" not in plan.workload:
+        return None
+    if any(device.measured or device.kind != "gpu" for device in cluster.devices):
         return None
     seen = all(device.architecture in ARCHITECTURES for device in cluster.devices)
     return float(fitted.load("training")["error"]["seen" if seen else "unseen"])
