@@ -121,6 +121,10 @@ def _place(site: Site, of_instance: Ints, of_rank: Ints) -> Placed:
     members = of_rank[site.members[representatives]]
     if site.skewed:
         return _place_skewed(members)
+    if len(members) == 1:
+        only = np.unique(members[0])
+        rows = np.stack([only, np.zeros_like(only)], axis=1)
+        return Placed(1, rows, rows, empty)
     number = np.repeat(np.arange(len(representatives)), members.shape[1])
     rows = np.unique(np.stack([members.ravel(), number], axis=1), axis=0)
     return Placed(len(representatives), rows, rows, empty)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Protocol
 
 import numpy as np
@@ -136,7 +137,7 @@ def contended_uses(ops: Sequence[Op], sites: Sites, demands: Demands, cost: Cost
     A link is left out if all that could cross it at one time does not fill it: one op for each placement and stream.
     """
     uses: list[Use | None] = []
-    peaks: dict[tuple[int, str], Floats] = {}
+    asked: dict[tuple[int, str], list[tuple[Ints, Floats]]] = {}
     for i, op in enumerate(ops):
         site = sites.sites[sites.of_op[i]]
         if not site.communicates or site.skewed:
@@ -145,12 +146,13 @@ def contended_uses(ops: Sequence[Op], sites: Sites, demands: Demands, cost: Cost
         instance, link, weight = cost.link_use(op, site.members)
         uses.append((instance, link, weight))
         rate = np.minimum(demands.caps(i), 1e30)[instance] * weight
-        load = np.bincount(link, rate, minlength=len(lowest)).astype(np.float64)
-        key = (int(sites.of_op[i]), op.stream)
-        peaks[key] = np.maximum(peaks[key], load) if key in peaks else load
+        asked.setdefault((int(sites.of_op[i]), op.stream), []).append((link, rate))
     total = np.zeros(len(lowest))
-    for peak in peaks.values():
-        total += peak
+    for loads in asked.values():
+        if len(loads) == 1:
+            np.add.at(total, *loads[0])
+        else:
+            total += reduce(np.maximum, (np.bincount(link, rate, minlength=len(lowest)) for link, rate in loads))
     contended = total > lowest * (1 + 1e-9)
     return [None if use is None else _only(use, contended[use[1]]) for use in uses]
 
