@@ -46,12 +46,16 @@ def _unseen(rows: Rows, found: Fitted) -> "np.ndarray[tuple[int], np.dtype[np.bo
 
 
 def roofline(frame: "pd.DataFrame", catalog: Catalog) -> Floats:
-    """Bytes that a rank must send over the data sheet's rate of its port."""
+    """Bytes that a rank must send over the data sheet's rate of its port; where the switch can sum, it sends its buffer once."""
     rows = rows_of(frame, catalog)
     rate = np.array([x.B_per_s for x in rows.links] + [np.nan])
-    steps = (rows.n - 1) / rows.n * np.where(rows.op == "all_reduce", 2.0, 1.0)
-    parts = np.where(np.isin(rows.op, ("send_recv", "broadcast")), 1.0, steps)
-    return np.asarray(parts * rows.nbytes / rate[np.where(rows.far >= 0, rows.far, rows.near)])
+    sums = np.array([x.reduces_in_network for x in rows.links] + [False])
+    link = np.where(rows.far >= 0, rows.far, rows.near)
+    share = (rows.n - 1) / rows.n
+    reduced = np.where(sums[link], np.minimum(2.0 * share, 1.0), 2.0 * share)
+    parts = np.where(rows.op == "all_reduce", reduced, share)
+    parts = np.where(np.isin(rows.op, ("send_recv", "broadcast")), 1.0, parts)
+    return np.asarray(parts * rows.nbytes / rate[link])
 
 
 TABLE = TableSpec(
