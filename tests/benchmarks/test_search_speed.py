@@ -53,6 +53,7 @@ def test_closed_form(benchmark: BenchmarkFixture, hosts: int, model: str, batch:
     workload, cluster = job(hosts, model, batch)
     count = benchmark.pedantic(lambda: weigh(workload, cluster), rounds=3, warmup_rounds=1)
     benchmark.extra_info["configurations_per_s"] = round(count / benchmark.stats.stats.min)
+    assert count > 1000
 
 
 @pytest.mark.benchmark(group="configurations of a training job")
