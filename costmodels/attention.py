@@ -13,10 +13,11 @@ from numpy.typing import ArrayLike
 
 from costmodels.arithmetic import native_dtype
 from costmodels.attention_kernels import KERNELS, Hardware, Shape
-from costmodels.attention_parameters import NARROW, bands, family, keys, lookup, multiplied, outside, uses_lanes
+from costmodels.attention_parameters import NARROW, bands, family, keys, lookup, multiplied, uses_lanes
 from costmodels.fitted import load
 from costmodels.kernels import WIDTH_B
 from costmodels.prediction import Bools, Floats, Prediction
+from costmodels.ranges import outside
 from costmodels.specs import DeviceSpec
 
 LIBRARIES = ("cudnn", "flash2", "flash3", "flash4", "pytorch", "sglang", "triton", "trtllm", "vllm")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from costmodels.arithmetic import native_dtype
-from costmodels.prediction import Bools, Floats
+from costmodels.prediction import Bools
 from costmodels.specs import DeviceSpec
 
 TYPICAL: Mapping[str, Mapping[str, float]] = {
@@ -53,9 +53,6 @@ TYPICAL: Mapping[str, Mapping[str, float]] = {
 
 NARROW: Mapping[str, str] = {"float32": "single", "tf32": "single", "fp8": "byte", "int8": "byte"}
 """Data types by width; 16 bits where nothing is said."""
-
-OUTSIDE = 2.0
-"""Sizes beyond the measured range times this are extrapolated."""
 
 
 ASYNCHRONOUS = ("hopper", "blackwell")
@@ -135,13 +132,3 @@ def bands(fitted: Mapping[str, Any], where: Mapping[str, str]) -> tuple[float, f
             seen = float(error[level][where[level]])
             return seen, max(seen, unseen), True
     return unseen, unseen, False
-
-
-def outside(fitted: Mapping[str, Any], kind: str, **sizes: Floats) -> Bools:
-    """Which sizes (arrays that broadcast) lie beyond those measured of `kind` on any device."""
-    ranges = fitted["range"].get(kind, {})
-    found = np.zeros((), dtype=np.bool_)
-    for name, size in sizes.items():
-        low, high = ranges.get(name, (np.inf, 0.0))
-        found = found | (size < low / OUTSIDE) | (size > high * OUTSIDE)
-    return np.asarray(found, dtype=np.bool_)

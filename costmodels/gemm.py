@@ -13,8 +13,9 @@ from numpy.typing import ArrayLike
 
 from costmodels.arithmetic import Format, format_of
 from costmodels.fitted import load
-from costmodels.gemm_parameters import TYPICAL, Parameters, bands, keys, lookup, outside
+from costmodels.gemm_parameters import TYPICAL, Parameters, bands, keys, lookup
 from costmodels.prediction import Floats, Prediction
+from costmodels.ranges import outside
 from costmodels.specs import DeviceSpec
 
 TILES = np.array(

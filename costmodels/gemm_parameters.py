@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from costmodels.prediction import Bools, Floats
 from costmodels.specs import DeviceSpec
 
 Parameters = Mapping[str, Any]
@@ -34,9 +33,6 @@ TYPICAL: Mapping[str, float] = {
     "narrow": 0.3,  # passes over the activations to narrow them
     "sharp": 2.0,  # how well computing and memory traffic overlap, less one
 }
-
-OUTSIDE = 2.0
-"""Sizes beyond the measured range times this are extrapolated."""
 
 
 GRAPHICS_RATIO = 5.0
@@ -84,13 +80,3 @@ def bands(fitted: Mapping[str, Any], kind: str, where: Mapping[str, str]) -> tup
             seen = float(error[level][where[level]])
             return seen, max(seen, unseen), True
     return unseen, unseen, False
-
-
-def outside(fitted: Mapping[str, Any], kind: str, **sizes: Floats) -> Bools:
-    """Which sizes (arrays that broadcast) lie beyond those measured for `kind` on any device."""
-    ranges = fitted["range"].get(kind, {})
-    found = np.zeros((), dtype=np.bool_)
-    for name, size in sizes.items():
-        low, high = ranges.get(name, (np.inf, 0.0))
-        found = found | (size < low / OUTSIDE) | (size > high * OUTSIDE)
-    return np.asarray(found, dtype=np.bool_)

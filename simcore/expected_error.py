@@ -7,8 +7,10 @@ from simcore.plan import Plan
 
 
 def iteration_error(plan: Plan, cluster: Cluster) -> float | None:
-    """Relative error within which four of five published training iterations were predicted, on devices that the fit has seen or on
-    others. None for plans that are not training, for calibrated devices, and for what is no GPU, of which nothing was published."""
+    """Relative error within which four of five trusted published iterations were predicted, on devices of the fit or on others.
+
+    None for plans that are not training, for calibrated devices, and for what is no GPU, of which nothing was published.
+    """
     if "tokens_per_iteration" not in plan.workload:
         return None
     if any(device.measured or device.kind != "gpu" for device in cluster.devices):
