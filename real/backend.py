@@ -19,9 +19,9 @@ from real.worker import PLAN, RESULT
 from simcore.backend import Progress
 from simcore.checks import problems_of, shortfalls
 from simcore.cluster import Cluster
+from simcore.engine.recording import environment
 from simcore.errors import CannotRun, Problem
 from simcore.plan import Plan
-from simcore.recording import environment
 from simcore.trace import Lane, Trace
 
 if TYPE_CHECKING:

@@ -11,13 +11,13 @@ from importlib import import_module
 _HOMES = {
     "Cluster": "simcore.cluster",
     "Plan": "simcore.plan",
-    "Report": "simcore.report",
+    "Report": "simcore.reporting.report",
     "Scenario": "simcore.scenario",
     "Task": "simcore.plan",
     "Trace": "simcore.trace",
     "WindtunnelError": "simcore.errors",
     "load": "simcore.scenario",
-    "simulate": "simcore.engine",
+    "simulate": "simcore.engine.simulate",
 }
 
 __all__ = sorted(_HOMES)

@@ -16,7 +16,7 @@ from simcore.compare import compare as _compare
 from simcore.errors import InputError, Problem
 from simcore.plan import Plan
 from simcore.progress import part
-from simcore.report import Report, report
+from simcore.reporting.report import Report, report
 from simcore.scenario import Scenario
 from simcore.scenario import load as _load
 from simcore.sweep import sweep as _sweep

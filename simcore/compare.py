@@ -10,7 +10,7 @@ from simcore.backend import Backend, Progress, open_backend
 from simcore.errors import Incomparable, Problem
 from simcore.plan import Plan
 from simcore.progress import part
-from simcore.report import Report, report
+from simcore.reporting.report import Report, report
 from simcore.trace import Trace
 
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ from costmodels.point_to_point import send_rate
 from costmodels.ports import is_fitted, is_guessed
 from costmodels.specs import DeviceSpec, Estimate, LinkSpec
 from costmodels.storage import demand as store_demand
-from simcore import sustained
 from simcore.cluster import Cluster
-from simcore.grouping import mix
-from simcore.overheads import Overheads
+from simcore.engine.grouping import mix
 from simcore.plan import Collective, Compute, Op, Read, Transfer, Write
+from simcore.training import sustained
+from simcore.training.overheads import Overheads
 
 STORE_ERROR = 0.3  # relative error to expect; stores have too few measurements to say better
 

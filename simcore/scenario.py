@@ -129,7 +129,7 @@ class Scenario:
     def _evaluate(self, plan: Plan) -> float:
         """Simulated seconds of one iteration, without faults: for planners that search."""
         from simcore.cost import CostModel
-        from simcore.engine import simulate
+        from simcore.engine.simulate import simulate
 
         options = self.engine.model_dump()
         return simulate(plan, self._cluster, CostModel(self._cluster), iterations=1, **options).makespan_s

@@ -38,9 +38,9 @@ class SimBackend:
     def run(self, plan: Plan, *, progress: Progress | None = None) -> Trace:
         """The simulated trace. Raises `PlanError`, `DoesNotFit`, or `ScenarioError` for faults that name no rank or link."""
         from simcore.cost import CostModel
-        from simcore.engine import simulate
-        from simcore.expected_error import iteration_error
+        from simcore.engine.simulate import simulate
         from simcore.faults import events
+        from simcore.training.expected_error import iteration_error
 
         found = events(self.faults, self.cluster, self.seed)
         trace = simulate(plan, self.cluster, CostModel(self.cluster), faults=found, progress=progress, **self.options)

@@ -56,7 +56,7 @@ def points(over: Mapping[str, Sequence[Any]]) -> list[Row]:
 def run_point(path: Path, overrides: Sequence[str], folders: Sequence[Path], point: Point) -> Row:
     """The metrics of one point, simulated. Whatever goes wrong becomes its `error`, so that the others go on."""
     from simcore.backend import open_backend
-    from simcore.report import report
+    from simcore.reporting.report import report
     from simcore.scenario import load
 
     changes = [*overrides, *(f"{name}={json.dumps(value)}" for name, value in point.items())]

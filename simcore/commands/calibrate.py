@@ -23,7 +23,7 @@ def calibrate(
 
     from simcore.errors import InputError, Problem
     from simcore.progress import shown
-    from simcore.report_views import nested_view
+    from simcore.reporting.views import nested_view
 
     try:
         measure = import_module("real.calibrate").calibrate

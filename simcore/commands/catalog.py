@@ -23,7 +23,7 @@ def catalog(
 
     from costmodels.catalog import KINDS, Catalog
     from simcore.errors import InputError, Problem
-    from simcore.report_views import catalog_view, nested_view
+    from simcore.reporting.views import catalog_view, nested_view
     from simcore.validation import suggestion
 
     kinds = [known for known in KINDS if kind in (known, None)]

@@ -28,7 +28,7 @@ def compare(
 ) -> None:
     """Run a plan in both worlds and print metric, simulated, real, error."""
     from simcore.errors import InputError, Problem
-    from simcore.report_views import comparison_view
+    from simcore.reporting.views import comparison_view
 
     if (scenario is None) == (traces is None):
         raise InputError(
@@ -60,7 +60,7 @@ def _fresh(scenario: Path, repeat: int, plan: Path | None, sets: list[str], cata
 def _saved(simulated: Path, measured: Path, plan: Path | None) -> "Comparison":
     from simcore.api import load_plan
     from simcore.compare import compare_traces, same_plan
-    from simcore.perfetto import read_trace
+    from simcore.reporting.perfetto import read_trace
 
     a, b = read_trace(simulated), read_trace(measured)
     same_plan(a.plan_digest, b.plan_digest)

@@ -12,7 +12,7 @@ def show(view: RenderableType) -> None:
     if sys.stdout.isatty():
         Console().print(view)
         return
-    from simcore.report_text import as_text
+    from simcore.reporting.text import as_text
 
     sys.stdout.write(as_text(view))
 

@@ -18,7 +18,7 @@ def plan(
 ) -> None:
     """Decide, and write the decision as a plan."""
     from simcore.progress import shown
-    from simcore.report_views import plan_view
+    from simcore.reporting.views import plan_view
     from simcore.scenario import load
 
     loaded = load(scenario, sets or (), catalog or ())

@@ -28,7 +28,7 @@ def run(
     from simcore import api
     from simcore.errors import InputError, Problem
     from simcore.progress import part, shown
-    from simcore.report_text import report_view
+    from simcore.reporting.text import report_view
 
     if plot and out is None:
         raise InputError(
@@ -51,13 +51,13 @@ def run(
 def write_run(done: "Run", out: Path, *, plot: bool) -> None:
     """The files of a run; each appears whole or not at all, the report last."""
     from costmodels.files import write_atomically
-    from simcore.perfetto import write_trace
-    from simcore.report_text import as_text, report_view
+    from simcore.reporting.perfetto import write_trace
+    from simcore.reporting.text import as_text, report_view
 
     done.plan.save(out / "plan.json")
     write_trace(out / "trace.json.gz", done.trace, done.plan)
     if plot:
-        from simcore.timeline import draw
+        from simcore.reporting.timeline import draw
 
         draw(done.plan, done.trace, out / "timeline.png")
     write_atomically(out / "report.txt", as_text(report_view(done.report)))

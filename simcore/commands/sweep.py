@@ -29,7 +29,7 @@ def sweep(
     """Simulate every combination; a point that fails gets its error in a column."""
     from simcore import sweep as sweeping
     from simcore.progress import shown
-    from simcore.report_views import sweep_view
+    from simcore.reporting.views import sweep_view
 
     values = sweeping.parse_over(over)
     if output is not None:
@@ -47,7 +47,7 @@ def sweep(
     if output is not None:
         sweeping.save(frame, output)
     if plot is not None:
-        from simcore.sweep_plot import draw
+        from simcore.reporting.sweep_plot import draw
 
         draw(frame, list(values), plot)
     if as_json:

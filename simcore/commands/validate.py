@@ -30,7 +30,7 @@ def validate(
     """Predict the rows of a measurements file and print how far off the predictions are, beside plain roofline."""
     from simcore.errors import InputError, Problem
     from simcore.progress import shown
-    from simcore.report_views import errors_view
+    from simcore.reporting.views import errors_view
     from simcore.tables import names
     from simcore.validate import validate as predict
 

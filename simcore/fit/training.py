@@ -13,10 +13,10 @@ import numpy as np
 
 from costmodels.catalog import Catalog
 from costmodels.prediction import Floats
-from simcore.quick import Quick
-from simcore.quick_parts import Parts
 from simcore.tables import training as table
-from simcore.training_rows import Job
+from simcore.training.quick import Quick
+from simcore.training.quick_parts import Parts
+from simcore.training.rows import Job
 
 if TYPE_CHECKING:
     import pandas as pd

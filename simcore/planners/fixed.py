@@ -9,12 +9,12 @@ from costmodels.kernels import WIDTH_B
 from costmodels.memory import gradient_dtype
 from simcore.backend import Progress
 from simcore.cluster import Cluster
+from simcore.engine.placement import Costs
 from simcore.errors import PlanError, Problem
-from simcore.placement import Costs
 from simcore.plan import Plan
 from simcore.quantity import Bytes
-from simcore.training import Choice, Detail
-from simcore.training_plan import training_plan
+from simcore.training.choice import Choice, Detail
+from simcore.training.plans import training_plan
 from simcore.workloads.transformer_training import TransformerTraining
 
 MiB = 1024.0**2

@@ -15,15 +15,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from simcore.backend import Progress
 from simcore.checks import shortfalls
 from simcore.cluster import Cluster
-from simcore.configurations import Configurations, Limits, enumerate_all
+from simcore.engine.placement import Costs
 from simcore.errors import DoesNotFit, PlanError, Problem
-from simcore.placement import Costs
 from simcore.plan import Plan
 from simcore.planners import fixed
-from simcore.quick import Quick
-from simcore.quick_parts import Parts
-from simcore.training import Choice
-from simcore.training_plan import training_plan
+from simcore.training.choice import Choice
+from simcore.training.configurations import Configurations, Limits, enumerate_all
+from simcore.training.plans import training_plan
+from simcore.training.quick import Quick
+from simcore.training.quick_parts import Parts
 from simcore.workloads.transformer_training import TransformerTraining
 
 Floats = NDArray[np.float64]

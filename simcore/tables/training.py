@@ -16,14 +16,14 @@ from costmodels.catalog import Catalog
 from costmodels.prediction import Floats, Prediction
 from costmodels.tables.table import Fitted, TableSpec, rows_of
 from costmodels.transformer import training_flops
-from simcore.configurations import RECOMPUTE, Configurations
 from simcore.cost import CostModel
-from simcore.moe_parts import ExpertParts
-from simcore.overheads import ARCHITECTURES, NONE, Overheads
-from simcore.quick import Quick
-from simcore.quick_parts import Parts
-from simcore.training import Choice
-from simcore.training_rows import Job, Reader, seconds_of
+from simcore.training.choice import Choice
+from simcore.training.configurations import RECOMPUTE, Configurations
+from simcore.training.moe_parts import ExpertParts
+from simcore.training.overheads import ARCHITECTURES, NONE, Overheads
+from simcore.training.quick import Quick
+from simcore.training.quick_parts import Parts
+from simcore.training.rows import Job, Reader, seconds_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,9 +7,9 @@ from pydantic import Field
 
 from costmodels.catalog import Catalog
 from simcore.cluster import Cluster
-from simcore.fabric import Floats, Ints, Leaves
-from simcore.hosts import build_hosts
-from simcore.pools import Hosts
+from simcore.network.fabric import Floats, Ints, Leaves
+from simcore.network.hosts import build_hosts
+from simcore.network.pools import Hosts
 
 
 class Params(Hosts):

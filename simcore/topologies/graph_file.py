@@ -17,8 +17,8 @@ from costmodels.specs import DeviceSpec, LinkSpec, StoreSpec
 from costmodels.units import parse
 from simcore.cluster import Cluster
 from simcore.errors import ScenarioError
-from simcore.graphs import graph_cluster
-from simcore.hosts import Lookup
+from simcore.network.graphs import graph_cluster
+from simcore.network.hosts import Lookup
 
 
 class Params(BaseModel):

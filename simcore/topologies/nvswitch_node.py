@@ -4,8 +4,8 @@ from costmodels.catalog import Catalog
 from costmodels.errors import Problem
 from simcore.cluster import Cluster
 from simcore.errors import ScenarioError
-from simcore.hosts import build_hosts
-from simcore.pools import Hosts
+from simcore.network.hosts import build_hosts
+from simcore.network.pools import Hosts
 
 
 class Params(Hosts):

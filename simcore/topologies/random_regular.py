@@ -7,7 +7,7 @@ from costmodels.catalog import Catalog
 from costmodels.errors import Problem
 from simcore.cluster import Cluster
 from simcore.errors import ScenarioError
-from simcore.graphs import Peers, peers_cluster
+from simcore.network.graphs import Peers, peers_cluster
 
 TRIES = 100
 

@@ -4,7 +4,7 @@ from pydantic import Field
 
 from costmodels.catalog import Catalog
 from simcore.cluster import Cluster
-from simcore.graphs import Peers, peers_cluster
+from simcore.network.graphs import Peers, peers_cluster
 
 
 class Params(Peers):

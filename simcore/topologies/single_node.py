@@ -2,8 +2,8 @@
 
 from costmodels.catalog import Catalog
 from simcore.cluster import Cluster
-from simcore.hosts import build_hosts
-from simcore.pools import Hosts
+from simcore.network.hosts import build_hosts
+from simcore.network.pools import Hosts
 
 
 class Params(Hosts):

@@ -7,8 +7,8 @@ from costmodels.catalog import Catalog
 from costmodels.errors import Problem
 from simcore.cluster import Cluster
 from simcore.errors import ScenarioError
-from simcore.fabric import HostFabric
-from simcore.hosts import Lookup
+from simcore.network.fabric import HostFabric
+from simcore.network.hosts import Lookup
 
 
 class Clients(BaseModel):

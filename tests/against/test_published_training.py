@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from simcore.report import report
+from simcore.reporting.report import report
 from simcore.scenario import load
 from simcore.sim import SimBackend
 

@@ -27,7 +27,7 @@ def test_import_contracts_hold() -> None:
 
 def test_only_the_engine_knows_simpy() -> None:
     users = [path.name for path in sorted((ROOT / "simcore").rglob("*.py")) if "simpy" in imports_of(path)]
-    assert users == ["engine.py"]
+    assert users == ["simulate.py"]
 
 
 def test_importing_simcore_loads_neither_torch_nor_the_slow_libraries() -> None:

@@ -11,7 +11,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from costmodels.catalog import Catalog
 from costmodels.ring import ring_steps
 from simcore.cost import CostModel
-from simcore.engine import simulate
+from simcore.engine.simulate import simulate
 from simcore.plan import Group, Op, Plan, Task, Transfer
 from simcore.scenario import load
 from simcore.topologies import fat_tree

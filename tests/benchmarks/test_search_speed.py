@@ -8,15 +8,15 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from simcore.cluster import Cluster
-from simcore.configurations import enumerate_all
 from simcore.cost import CostModel
-from simcore.engine import simulate
+from simcore.engine.simulate import simulate
 from simcore.planners import fixed, parallelism_search
 from simcore.planners.parallelism_search import Params
-from simcore.quick import Quick
-from simcore.quick_parts import Parts
 from simcore.scenario import load
-from simcore.training_plan import training_plan
+from simcore.training.configurations import enumerate_all
+from simcore.training.plans import training_plan
+from simcore.training.quick import Quick
+from simcore.training.quick_parts import Parts
 from simcore.workloads.transformer_training import TransformerTraining
 
 ROOT = Path(__file__).parents[2]

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from simcore.api import load, run
-from simcore.report_text import as_text, report_view
+from simcore.reporting.text import as_text, report_view
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

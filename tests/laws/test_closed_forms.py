@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from costmodels.ring import ring_steps
-from simcore.engine import simulate
+from simcore.engine.simulate import simulate
 from simcore.faults import Event
 from simcore.plan import Collective, Group, Plan, Task, Transfer
 from tests.laws.plans import work

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simcore.engine import simulate
+from simcore.engine.simulate import simulate
 from simcore.plan import Compute, Transfer
 from simcore.trace import Trace
 from tests.laws.plans import Case, random_case

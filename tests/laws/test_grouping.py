@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simcore.engine import simulate
+from simcore.engine.simulate import simulate
 from simcore.plan import Collective, Group, Plan, Task
 from simcore.trace import Trace
 from tests.laws.plans import Case, random_case, work

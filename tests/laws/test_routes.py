@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from costmodels.catalog import Catalog
 from simcore.cluster import Cluster
 from simcore.cost import CostModel
-from simcore.engine import simulate
+from simcore.engine.simulate import simulate
 from simcore.plan import Collective, Group, Plan, Task, Transfer, Write
 from simcore.topologies import fat_tree, nvswitch_node, rail_optimised, random_regular, ring, single_node, star
 from tests.laws.plans import work

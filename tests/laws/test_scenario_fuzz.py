@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from simcore.cost import CostModel
-from simcore.engine import simulate
+from simcore.engine.simulate import simulate
 from simcore.errors import WindtunnelError
 from simcore.faults import events
 from simcore.scenario import load

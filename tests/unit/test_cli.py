@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from simcore.cli import main
-from simcore.perfetto import read_trace
 from simcore.plan import Plan
+from simcore.reporting.perfetto import read_trace
 from tests.unit.toys import write_scenario
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,12 +9,12 @@ import pytest
 from simcore.api import load
 from simcore.backend import Progress
 from simcore.compare import compare, compare_reports, compare_traces
-from simcore.engine import simulate
+from simcore.engine.simulate import simulate
 from simcore.errors import CannotRun, Incomparable, Problem
 from simcore.plan import Plan
-from simcore.report import report
-from simcore.report_text import as_text
-from simcore.report_views import comparison_view
+from simcore.reporting.report import report
+from simcore.reporting.text import as_text
+from simcore.reporting.views import comparison_view
 from simcore.scenario import Scenario
 from simcore.trace import Trace
 from tests.laws.worlds import PlainCost, cluster

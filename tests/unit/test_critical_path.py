@@ -5,9 +5,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from simcore.critical_path import WAITING, Step, contributions, critical_path
-from simcore.engine import simulate
+from simcore.engine.simulate import simulate
 from simcore.plan import Group, Task
+from simcore.reporting.critical_path import WAITING, Step, contributions, critical_path
 from tests.laws.worlds import PlainCost, cluster
 from tests.unit.toys import Row, compute, plan_of, reduce_over, relay, trace_of
 

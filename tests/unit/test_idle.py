@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from simcore.engine import simulate
-from simcore.idle import iteration_bounds, occupation
-from simcore.kinds import COMMUNICATION, COMPUTE, STORAGE
+from simcore.engine.kinds import COMMUNICATION, COMPUTE, STORAGE
+from simcore.engine.simulate import simulate
 from simcore.plan import Group, Plan, Read, Task
+from simcore.reporting.idle import iteration_bounds, occupation
 from tests.laws.worlds import PlainCost, cluster
 from tests.unit.toys import compute, plan_of, reduce_over, relay, trace_of
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simcore.engine import simulate
+from simcore.engine.simulate import simulate
 from simcore.errors import InputError
-from simcore.perfetto import COLUMNS, TEXTS, read_trace, write_trace
 from simcore.plan import Group, Plan, Task
+from simcore.reporting.perfetto import COLUMNS, TEXTS, read_trace, write_trace
 from simcore.trace import Trace
 from tests.laws.worlds import PlainCost, cluster
 from tests.unit.toys import plan_of, reduce_over, relay, trace_of

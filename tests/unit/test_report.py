@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from simcore.engine import simulate
+from simcore.engine.simulate import simulate
 from simcore.errors import Incomparable
 from simcore.plan import Group, Plan, Task
-from simcore.report import report
-from simcore.report_metrics import UNITS
-from simcore.report_text import amount, as_text, report_view
+from simcore.reporting.metrics import UNITS
+from simcore.reporting.report import report
+from simcore.reporting.text import amount, as_text, report_view
 from tests.laws.worlds import PlainCost, cluster
 from tests.unit.toys import compute, plan_of, relay, trace_of
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simcore.schedule import Pass, layers_of_chunks, peak_passes, pipeline_order, stage_order, warm_up_passes
+from simcore.training.schedule import Pass, layers_of_chunks, peak_passes, pipeline_order, stage_order, warm_up_passes
 
 
 @given(st.integers(1, 6), st.integers(1, 4), st.integers(1, 4))

@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simcore.configurations import COLUMNS, RECOMPUTE, Limits, divisors, enumerate_all
 from simcore.cost import CostModel
 from simcore.errors import DoesNotFit, PlanError
 from simcore.planners import fixed
 from simcore.planners.parallelism_search import Params, plan
 from simcore.scenario import Scenario, load
 from simcore.sim import SimBackend
-from simcore.training import problems_of
-from simcore.training_plan import training_plan
+from simcore.training.choice import problems_of
+from simcore.training.configurations import COLUMNS, RECOMPUTE, Limits, divisors, enumerate_all
+from simcore.training.plans import training_plan
 
 ROOT = Path(__file__).parents[2]
 SMALL = (

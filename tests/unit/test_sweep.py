@@ -10,8 +10,8 @@ import pytest
 
 from simcore import sweep as sweeping
 from simcore.errors import InputError
+from simcore.reporting.sweep_plot import draw, picture
 from simcore.sweep import check_suffix, parse_over, points, run_point, save, sweep
-from simcore.sweep_plot import draw, picture
 from tests.unit.toys import write_scenario
 
 

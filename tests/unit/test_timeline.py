@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from simcore.engine import simulate
+from simcore.engine.simulate import simulate
 from simcore.plan import Group, Task
-from simcore.timeline import chosen_lanes, draw, picture
+from simcore.reporting.timeline import chosen_lanes, draw, picture
 from tests.laws.worlds import PlainCost, cluster
 from tests.unit.toys import compute, plan_of, relay, trace_of
 

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 
 from costmodels.catalog import Catalog
-from simcore.overheads import Overheads
 from simcore.tables.training import TABLE, iteration, jobs_of, overheads_of, predict, predict_memory, prepare
-from simcore.training_rows import Reader, seconds_of
-from simcore.training_shapes import read_model
+from simcore.training.overheads import Overheads
+from simcore.training.rows import Reader, seconds_of
+from simcore.training.shapes import read_model
 
 ROW: dict[str, Any] = {
     "gpu": "H100-SXM-80GB", "n_gpus": 64, "gpus_per_node": 8, "interconnect": "8x400Gb IB NDR", "model": "LLAMA3_70B",

@@ -1,0 +1,1 @@
+"""What connects ranks: hosts, fabrics, routes."""

@@ -1,0 +1,1 @@
+"""What a trace says: numbers, critical path, idle time by cause, pictures."""

@@ -1,0 +1,47 @@
+"""Kernels as they run in a training job, rather than by themselves in a benchmark."""
+
+from dataclasses import replace
+from functools import lru_cache
+
+from costmodels import compute, fitted
+from costmodels.arithmetic import native_dtype
+from costmodels.kernels import Kernel
+from costmodels.specs import DeviceSpec, Estimate
+from costmodels.transformer_kernels import NARROW
+from simcore.training.overheads import Overheads
+
+PEAKS = {"nvfp4": "fp4"}
+"""Formats whose peak has another name."""
+
+
+@lru_cache(maxsize=1)
+def usual() -> Overheads:
+    """What published jobs had on the whole."""
+    return Overheads.read(fitted.load("training")["parameters"])
+
+
+def kind_of(kernel: Kernel) -> str:
+    """The kind of kernel by which factors are told apart: products, narrow, attention or streaming."""
+    if kernel.name == "gemm":
+        return "narrow" if kernel.dtype in NARROW.values() else "products"
+    return "attention" if kernel.name.startswith("attention") else "streaming"
+
+
+def estimate(kernel: Kernel, device: DeviceSpec, overheads: Overheads) -> Estimate:
+    """As `costmodels.compute.estimate`, times the factor of its kind, but for what was measured on the device itself.
+
+    Products of fewer than 16 bits take operands that casts before them have narrowed, and reach as much of their peak as 16-bit
+    ones, as cuBLAS' do in training; kernels of inference engines, which measurements are of, narrow their operands themselves.
+    """
+    kind = kind_of(kernel)
+    found = compute.estimate(kernel, device)
+    if found.method == "measured":
+        return found
+    if kind == "narrow":
+        wide = compute.estimate(replace(kernel, dtype="bfloat16"), device)
+        found = replace(wide, seconds=wide.seconds * _peak(device, "bfloat16") / _peak(device, kernel.dtype))
+    return replace(found, seconds=found.seconds * float(getattr(overheads, kind)))
+
+
+def _peak(device: DeviceSpec, dtype: str) -> float:
+    return device.flop_per_s[native_dtype(PEAKS.get(dtype, dtype), device)]
