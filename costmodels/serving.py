@@ -93,11 +93,19 @@ def plain_engine(name: str) -> Engine:
     return Engine(name=name, fused=name not in UNFUSED and name != "triton", overlaps=name in OVERLAPPING)
 
 
-def prefill(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """One copy of a model on its devices, in a precision, run by an engine."""
+
+    shape: TransformerShape
+    place: Place
+    precision: Precision
+    engine: Engine
+
+
+def served(
     shape: TransformerShape,
     device: DeviceSpec,
-    batch: ArrayLike,
-    input_len: ArrayLike,
     precision: str = "bf16",
     tp: int = 1,
     pp: int = 1,
@@ -105,35 +113,27 @@ def prefill(
     engine: str = "vllm",
     network: LinkSpec | None = None,
     fitted: Mapping[str, Any] | None = None,
-) -> Prediction:
-    """Seconds until `batch` prompts of `input_len` tokens, read at once, have their first token (arrays broadcast).
+) -> Served:
+    """A model as `prefill` and `decode` take it; `tp` ranks beyond a host of eight talk over `network`.
 
-    `tp` ranks beyond a host of eight talk over `network`. Raises `ValueError` for a precision that is not known.
+    Raises `ValueError` for a precision that is not known.
     """
-    found = tables.load("serving") if fitted is None else fitted
-    place, how = Place(device=device, tp=tp, pp=pp, network=network), engine_of(engine, found)
-    seconds = pass_seconds(shape, place, _known(precision), how, batch, input_len, input_len)
-    return said(seconds, device.name, how, found)
+    place = Place(device=device, tp=tp, pp=pp, network=network)
+    return Served(shape=shape, place=place, precision=_known(precision), engine=engine_of(engine, fitted))
 
 
-def decode(
-    shape: TransformerShape,
-    device: DeviceSpec,
-    batch: ArrayLike,
-    kv_len: ArrayLike,
-    precision: str = "bf16",
-    tp: int = 1,
-    pp: int = 1,
-    *,
-    engine: str = "vllm",
-    network: LinkSpec | None = None,
-    fitted: Mapping[str, Any] | None = None,
+def prefill(
+    one: Served, batch: ArrayLike, input_len: ArrayLike, *, fitted: Mapping[str, Any] | None = None
 ) -> Prediction:
+    """Seconds until `batch` prompts of `input_len` tokens, read at once, have their first token (arrays broadcast)."""
+    seconds = seconds_of(turns(one, batch, input_len, input_len), one.engine)
+    return said(seconds, one.place.device.name, one.engine, fitted)
+
+
+def decode(one: Served, batch: ArrayLike, kv_len: ArrayLike, *, fitted: Mapping[str, Any] | None = None) -> Prediction:
     """Seconds of one step that adds a token to each of `batch` sequences, which are `kv_len` tokens long by then."""
-    found = tables.load("serving") if fitted is None else fitted
-    place, how = Place(device=device, tp=tp, pp=pp, network=network), engine_of(engine, found)
-    seconds = pass_seconds(shape, place, _known(precision), how, batch, np.ones_like(np.asarray(kv_len)), kv_len)
-    return said(seconds, device.name, how, found)
+    seconds = seconds_of(turns(one, batch, np.ones_like(np.asarray(kv_len)), kv_len), one.engine)
+    return said(seconds, one.place.device.name, one.engine, fitted)
 
 
 def _known(precision: str) -> Precision:
@@ -143,8 +143,9 @@ def _known(precision: str) -> Precision:
     return found
 
 
-def said(seconds: Floats, device: str, engine: Engine, found: Mapping[str, Any]) -> Prediction:
+def said(seconds: Floats, device: str, engine: Engine, fitted: Mapping[str, Any] | None) -> Prediction:
     """With the error of the engine's rows, or that of devices or engines left out."""
+    found = tables.load("serving") if fitted is None else fitted
     error = found["error"]
     known = device in found["devices"] and engine.name in found["parameters"]["engines"]
     band = error["engines"].get(engine.name, error["unseen"]) if known else error["unseen"]
@@ -163,31 +164,8 @@ class Turns:
     decoding: Bools
 
 
-def pass_seconds(
-    shape: TransformerShape,
-    place: Place,
-    precision: Precision,
-    engine: Engine,
-    batch: ArrayLike,
-    q_len: ArrayLike,
-    kv_len: ArrayLike,
-    *,
-    causal: bool = True,
-    tokens: ArrayLike | None = None,
-) -> Floats:
-    """Seconds of one pass of `q_len` new tokens for each of `batch` sequences through all layers and the head.
-
-    `tokens` are the rows of linear layers where they are fewer than batch x q_len because padding is left out.
-    """
-    ways = turns(shape, place, precision, engine, batch, q_len, kv_len, causal=causal, tokens=tokens)
-    return seconds_of(ways, engine)
-
-
 def turns(
-    shape: TransformerShape,
-    place: Place,
-    precision: Precision,
-    engine: Engine,
+    one: Served,
     batch: ArrayLike,
     q_len: ArrayLike,
     kv_len: ArrayLike,
@@ -195,20 +173,25 @@ def turns(
     causal: bool = True,
     tokens: ArrayLike | None = None,
 ) -> list[Turns]:
-    """Ways to run a pass; its parts do not depend on the engine's factors.
+    """Ways to run a pass of `q_len` new tokens for each of `batch` sequences through all layers and the head.
+
+    Its parts do not depend on the engine's factors. `tokens` are the rows of linear layers where they are fewer than batch x q_len
+    because padding is left out.
 
     Stages that overlap take the batch in m parts. A prompt needs m + pp - 1 turns of a stage; decoding with a part for each stage
     keeps all stages busy and needs m. Where a batch has fewer sequences than parts, times are infinite.
     """
+    place, engine = one.place, one.engine
     b, q, kv = np.broadcast_arrays(*(np.asarray(x, dtype=np.float64) for x in (batch, q_len, kv_len)))
     rows = b * q if tokens is None else np.broadcast_to(np.asarray(tokens, dtype=np.float64), b.shape)
     found = []
     for m in (1, place.pp, 2 * place.pp) if engine.overlaps and place.pp > 1 else (1,):
         part = np.maximum(b / m, 1.0)
-        seconds = parts(shape, place, precision, part, q, kv, fused=engine.fused, causal=causal, tokens=rows * part / b)
+        left = rows * part / b
+        seconds = parts(one.shape, place, one.precision, part, q, kv, fused=engine.fused, causal=causal, tokens=left)
         needed = np.where((q <= 1) & (m >= place.pp), float(m), m + place.pp - 1.0) / place.pp
         times = np.where(b >= m, needed, np.inf)
-        found.append(Turns(parts=seconds, times=times, layers=shape.layers, decoding=q <= 1))
+        found.append(Turns(parts=seconds, times=times, layers=one.shape.layers, decoding=q <= 1))
     return found
 
 

@@ -18,7 +18,7 @@ from costmodels.arithmetic import native_dtype
 from costmodels.catalog import Catalog
 from costmodels.prediction import Floats, Prediction
 from costmodels.served_models import shape_of
-from costmodels.serving import Engine, Turns, engine_name, engine_of, plain_engine, said, seconds_of, turns
+from costmodels.serving import Engine, Served, Turns, engine_name, engine_of, plain_engine, said, seconds_of, turns
 from costmodels.serving_parts import Place, Precision, largest_batch, precision_of, weights_B
 from costmodels.specs import DeviceSpec, LinkSpec
 from costmodels.tables.table import Fitted, TableSpec, devices_of, rows_of
@@ -151,9 +151,10 @@ def _group(rows: "pd.DataFrame", at: Any, shape: TransformerShape, place: Place,
     causal = shape.vocab > 1
     without_padding = not causal and (PADDED in text or engine.name in UNPADDED)
     length = 0.5 * prompt if without_padding else prompt
-    first = turns(shape, place, precision, engine, batch, length, length, causal=causal)
+    one = Served(shape=shape, place=place, precision=precision, engine=engine)
+    first = turns(one, batch, length, length, causal=causal)
     middle = prompt + 0.5 * answer
-    step = turns(shape, place, precision, engine, batch, np.ones_like(middle), middle) if causal else first
+    step = turns(one, batch, np.ones_like(middle), middle) if causal else first
     return Group(
         name=engine.name,
         device=place.device.name,

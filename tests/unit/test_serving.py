@@ -12,22 +12,23 @@ from costmodels.catalog import Catalog
 from costmodels.fit.serving import PRIORS, fit
 from costmodels.model_config import named
 from costmodels.served_models import shape_of
-from costmodels.serving import decode, engine_name, prefill
+from costmodels.serving import decode, engine_name, prefill, served
 from costmodels.serving_parts import Place, cache_B, largest_batch, precision_of, weights_B
 from costmodels.tables.serving import TABLE, prepare
 
 CATALOG = Catalog()
 A100 = CATALOG.device("a100_sxm_80")
 LLAMA = named("llama2_7b")
+LLAMA_7B = served(LLAMA, A100, "fp16")
 
 
 @settings(deadline=None, max_examples=20)
 @given(st.integers(1, 256), st.integers(1, 256), st.integers(16, 4096))
 def test_more_sequences_and_longer_ones_take_no_less(a: int, b: int, length: int) -> None:
     few, many = sorted((a, b))
-    short = decode(LLAMA, A100, [few, many], [length, length], "fp16").seconds
+    short = decode(LLAMA_7B, [few, many], [length, length]).seconds
     assert short[0] <= short[1] * 1.05  # tiles and splits of products make small steps down
-    longer = decode(LLAMA, A100, few, 2 * length, "fp16").seconds
+    longer = decode(LLAMA_7B, few, 2 * length).seconds
     assert short[0] <= longer * (1 + 1e-9)
 
 
@@ -35,26 +36,26 @@ def test_more_sequences_and_longer_ones_take_no_less(a: int, b: int, length: int
 def test_a_step_reads_all_weights_and_a_prompt_computes_all_products(name: str) -> None:
     device, half = CATALOG.device(name), precision_of("fp16")
     assert half is not None
-    assert decode(LLAMA, device, 1, 128, "fp16").seconds >= weights_B(LLAMA, half) / device.memory_B_per_s * 0.9
+    assert decode(served(LLAMA, device, "fp16"), 1, 128).seconds >= weights_B(LLAMA, half) / device.memory_B_per_s * 0.9
     flops = 2 * 6.5e9 * 2048
-    assert prefill(LLAMA, device, 1, 2048, "fp16").seconds >= flops / device.flop_per_s["float16"]
+    assert prefill(served(LLAMA, device, "fp16"), 1, 2048).seconds >= flops / device.flop_per_s["float16"]
 
 
 def test_tensor_parallel_ranks_help_less_than_their_number() -> None:
-    one, two = (float(prefill(LLAMA, A100, 8, 1024, "fp16", tp=tp).seconds) for tp in (1, 2))
+    one, two = (float(prefill(served(LLAMA, A100, "fp16", tp), 8, 1024).seconds) for tp in (1, 2))
     assert one / 2 < two < one
 
 
 def test_narrow_weights_make_steps_shorter() -> None:
     shape = named("llama2_13b")
-    half, quarter = (float(decode(shape, A100, 1, 128, p, engine="trt-llm").seconds) for p in ("fp16", "w4a16"))
+    half, quarter = (float(decode(served(shape, A100, p, engine="trt-llm"), 1, 128).seconds) for p in ("fp16", "w4a16"))
     assert quarter < half
 
 
 def test_what_was_not_measured_is_extrapolated() -> None:
-    seen = decode(named("llama2_70b"), A100, 1, 512, "fp16", tp=4, engine="vllm")
-    new_device = decode(LLAMA, CATALOG.device("l4"), 1, 512, "fp16", engine="vllm")
-    new_engine = decode(LLAMA, A100, 1, 512, "fp16", engine="something new")
+    seen = decode(served(named("llama2_70b"), A100, "fp16", tp=4), 1, 512)
+    new_device = decode(served(LLAMA, CATALOG.device("l4"), "fp16"), 1, 512)
+    new_engine = decode(served(LLAMA, A100, "fp16", engine="something new"), 1, 512)
     assert not seen.extrapolated
     assert new_device.extrapolated and new_engine.extrapolated
     assert new_device.error >= seen.error
