@@ -16,12 +16,12 @@ from real.launch import launch
 from real.load import taken_cores
 from real.model import DTYPES
 from real.worker import PLAN, RESULT
-from simcore.backend import Progress
 from simcore.checks import problems_of, shortfalls
 from simcore.cluster import Cluster
 from simcore.engine.recording import environment
 from simcore.errors import CannotRun, Problem
 from simcore.plan import Plan
+from simcore.progress import Progress
 from simcore.trace import Lane, Trace
 
 if TYPE_CHECKING:

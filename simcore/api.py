@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simcore.backend import Progress, open_backend
+from simcore.backend import open_backend
 from simcore.compare import Comparison
 from simcore.compare import compare as _compare
 from simcore.errors import InputError, Problem
 from simcore.plan import Plan
-from simcore.progress import part
+from simcore.progress import Progress, part
 from simcore.reporting.report import Report, report
 from simcore.scenario import Scenario
 from simcore.scenario import load as _load

@@ -1,20 +1,17 @@
 """What a backend is, and where the two are found. `real` is named as a string: simcore never imports torch."""
 
-from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, cast
 
 from simcore.errors import InputError, Problem
 from simcore.plan import Plan
+from simcore.progress import Progress
 from simcore.trace import Trace
 
 if TYPE_CHECKING:
     from simcore.scenario import Scenario
 
 BACKENDS = {"sim": "simcore.sim:SimBackend", "real": "real.backend:RealBackend"}
-
-Progress = Callable[[float, str], None]
-"""Called with the share done (0 to 1) and a short phrase."""
 
 
 class Backend(Protocol):

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from simcore.backend import Backend, Progress, open_backend
+from simcore.backend import Backend, open_backend
 from simcore.errors import Incomparable, Problem
 from simcore.plan import Plan
-from simcore.progress import part
+from simcore.progress import Progress, part
 from simcore.reporting.report import Report, report
 from simcore.trace import Trace
 

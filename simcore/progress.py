@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
-from simcore.backend import Progress
+Progress = Callable[[float, str], None]
+"""Called with the share done (0 to 1) and a short phrase."""
 
 BETWEEN_LINES_S = 5.0
 

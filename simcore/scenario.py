@@ -22,7 +22,6 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from costmodels.catalog import Catalog
-from simcore.backend import Progress
 from simcore.cluster import Cluster
 from simcore.document import read_document
 from simcore.errors import Problem, ScenarioError, WindtunnelError
@@ -30,6 +29,7 @@ from simcore.faults import FaultSpec
 from simcore.overrides import apply
 from simcore.parts import KEYS, find
 from simcore.plan import Plan
+from simcore.progress import Progress
 from simcore.validation import validated
 
 T = TypeVar("T")

@@ -5,7 +5,7 @@ from typing import Any
 
 from costmodels import fitted
 from costmodels.errors import DataError
-from simcore.backend import Progress
+from simcore.progress import Progress
 from simcore.tables import names
 from simcore.validate import validate
 

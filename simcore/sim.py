@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from simcore.backend import Progress
 from simcore.checks import problems_of, shortfalls
 from simcore.cluster import Cluster
 from simcore.errors import Problem
 from simcore.faults import FaultSpec
 from simcore.plan import Plan
+from simcore.progress import Progress
 from simcore.trace import Trace
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from costmodels.files import write_atomically
-from simcore.backend import Progress
 from simcore.errors import InputError, Problem, WindtunnelError
 from simcore.overrides import split
+from simcore.progress import Progress
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,7 +12,7 @@ from costmodels.catalog import Catalog
 from costmodels.files import write_atomically
 from costmodels.tables.table import TableSpec
 from simcore import rows
-from simcore.backend import Progress
+from simcore.progress import Progress
 from simcore.tables import find
 
 if TYPE_CHECKING:

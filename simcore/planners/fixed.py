@@ -7,11 +7,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from costmodels.kernels import WIDTH_B
 from costmodels.memory import gradient_dtype
-from simcore.backend import Progress
 from simcore.cluster import Cluster
 from simcore.engine.placement import Costs
 from simcore.errors import PlanError, Problem
 from simcore.plan import Plan
+from simcore.progress import Progress
 from simcore.quantity import Bytes
 from simcore.training.choice import Choice, Detail
 from simcore.training.plans import training_plan

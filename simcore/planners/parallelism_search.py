@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from simcore.backend import Progress
 from simcore.checks import shortfalls
 from simcore.cluster import Cluster
 from simcore.engine.placement import Costs
 from simcore.errors import DoesNotFit, PlanError, Problem
 from simcore.plan import Plan
 from simcore.planners import fixed
+from simcore.progress import Progress
 from simcore.training.choice import Choice
 from simcore.training.configurations import Configurations, Limits, enumerate_all
 from simcore.training.plans import training_plan

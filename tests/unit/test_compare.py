@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from simcore.api import load
-from simcore.backend import Progress
 from simcore.compare import compare, compare_reports, compare_traces
 from simcore.engine.simulate import simulate
 from simcore.errors import CannotRun, Incomparable, Problem
 from simcore.plan import Plan
+from simcore.progress import Progress
 from simcore.reporting.report import report
 from simcore.reporting.text import as_text
 from simcore.reporting.views import comparison_view
