@@ -87,12 +87,14 @@ def predict(
     *,
     library: str | None = None,
     fitted: Mapping[str, Any] | None = None,
+    widths: Widths | None = None,
 ) -> Prediction:
     """C[m, n] = A[m, k] B[k, n], `batch` times at once; sizes broadcast, the result has their shape.
 
     `dtype` is a key of `costmodels.arithmetic.FORMATS` or one of its aliases; another one gives NaN. `library` is one of
     `LIBRARIES`; None stands for one between those that were measured (effects of libraries left out), which is the most
-    representative, not the fastest. `fitted` is the content of `costmodels/fitted/gemm.yaml` unless given.
+    representative, not the fastest. `fitted` is the content of `costmodels/fitted/gemm.yaml` unless given, `widths` are those of
+    `dtype`.
     """
     sizes = [np.asarray(x, dtype=np.float64) for x in (batch, m, n, k)]
     shape = np.broadcast_shapes(*(s.shape for s in sizes))
@@ -105,7 +107,7 @@ def predict(
     timed = library in TIMED
     far = np.broadcast_to(outside(table, form.kind, batch=sizes[0], m=sizes[1], n=sizes[2], k=sizes[3]), shape)
     return Prediction(
-        seconds=np.broadcast_to(seconds(known.hardware, form, known.parameters, *sizes, timed=timed), shape),
+        seconds=np.broadcast_to(seconds(known.hardware, widths or form, known.parameters, *sizes, timed=timed), shape),
         error=np.where(far, beyond, inside),
         extrapolated=far | (not seen),
     )

@@ -7,8 +7,17 @@
 | rmsnorm, layernorm, silu_mul, gelu, rope, add, softmax | rows, cols; all but add and softmax also with _backward |
 | embedding (+ _backward) | rows, cols, vocab |
 | cross_entropy (+ _backward) | rows, vocab |
-| adamw, sgd | params; dtype is that of the weights, moments are float32 |
-| cast, copy, zero | elements |
+| adamw, sgd, sgd_momentum | params; dtype is that of the weights, moments are float32 |
+| cast, copy, zero, amax | elements; a cast also `bits` of what it writes (half of what it reads where nothing is said) |
+| conv2d (+ _backward) | batch, channels, height, width, filters, kernel_h, kernel_w, out_h, out_w, groups; backward: data, \
+0 where the input needs no gradient |
+| batch_norm (+ _backward) | rows (channels), cols (numbers of each) |
+| relu, tanh, dropout, mul (+ _backward) | rows, cols; a dropout also writes, later reads, a mask of a byte for each number |
+| max_pool2d, avg_pool2d (+ _backward) | inputs, outputs: numbers of both |
+| stream | reads, writes: numbers of both, of whatever else moves its operands through memory once |
+| launch | thousandths: of the time in which the host starts a kernel; the host's work, none of the device |
+
+A gemm with `narrowed` has operands that a cast narrowed before (a conv2d always has), and writes what `precision.HANDS_ON` says.
 """
 
 from collections.abc import Mapping
@@ -57,29 +66,54 @@ _ELEMENTWISE = {
     "rope": (2, 3),
     "rope_backward": (2, 3),
     "add": (3, 1),
+    "mul": (3, 1),
+    "mul_backward": (5, 2),
     "softmax": (2, 5),
+    "softmax_backward": (3, 4),
+    "relu": (2, 1),
+    "relu_backward": (3, 1),
+    "tanh": (2, 8),
+    "tanh_backward": (3, 3),
+    "batch_norm": (3, 8),  # read once for the statistics and once more to write the result
+    "batch_norm_backward": (5, 12),  # gradient and input likewise
 }
+_POOLS = ("max_pool2d", "max_pool2d_backward", "avg_pool2d", "avg_pool2d_backward")
+_CONVOLUTIONS = ("conv2d", "conv2d_backward")
+INDEX_B = 8  # bytes of a position that a pool or an embedding keeps
 
 
 @lru_cache(maxsize=65536)
 def flops(kernel: Kernel) -> float:
     """Floating point operations of all launches; a multiply-add is two."""
     s = dict(kernel.shape)
-    return kernel.count * _flops(kernel.name, s)
+    return kernel.count * float(_flops(kernel.name, s))
 
 
-def _flops(name: str, s: dict[str, int]) -> float:
+def _flops(name: str, s: dict[str, int]) -> Any:
     if name == "gemm":
         return 2.0 * s.get("batch", 1) * s["m"] * s["n"] * s["k"]
     if name in ("attention", "attention_backward"):
         # two products forward, five backward (Dao 2023, section 3.1); causal attention sees half of a square
         products = 2 if name == "attention" else 5
         return products * 2.0 * s["batch"] * s["heads"] * s["head_dim"] * attended_pairs(s)
+    if name in _CONVOLUTIONS:
+        products = 1 if name == "conv2d" else 1 + s["data"]
+        return products * 2.0 * conv_outputs(s) * conv_depth(s)
     if name in _ELEMENTWISE:
         return float(_ELEMENTWISE[name][1]) * s["rows"] * s["cols"]
     if name.startswith("cross_entropy"):
         return 5.0 * s["rows"] * s["vocab"]
-    return {"adamw": 12.0, "sgd": 2.0}.get(name, 0.0) * s.get("params", 0)
+    return {"adamw": 12.0, "sgd": 2.0, "sgd_momentum": 4.0}.get(name, 0.0) * s.get("params", 0)
+
+
+def conv_outputs(s: Mapping[str, Any]) -> Any:
+    """Numbers that a convolution writes."""
+    return s["batch"] * s["filters"] * s["out_h"] * s["out_w"]
+
+
+def conv_depth(s: Mapping[str, Any]) -> Any:
+    """Multiplications for each of them: channels of a group in the window of the kernel."""
+    return s["channels"] / s["groups"] * s["kernel_h"] * s["kernel_w"]
 
 
 def attended_pairs(s: dict[str, int]) -> float:
@@ -116,15 +150,38 @@ def moved_B(name: str, dtype: str, s: Mapping[str, Any]) -> Any:
         return 2 * width * s["rows"] * s["vocab"]
     if name == "adamw":  # reads weight, gradient and two moments, writes weight and moments
         return s["params"] * (3 * width + 16.0)
-    if name == "sgd":
-        return s["params"] * 3 * width
-    return {"cast": 1.5, "copy": 2.0, "zero": 1.0}[name] * width * s["elements"]
+    if name in ("sgd", "sgd_momentum"):  # reads weight and gradient, writes the weight; reads and writes the momentum
+        return s["params"] * (3 if name == "sgd" else 5) * width
+    if name in _CONVOLUTIONS:
+        return width * _conv_elements(name, s)
+    if name in ("dropout", "dropout_backward"):
+        return (2 * width + 1) * s["rows"] * s["cols"]
+    if name in _POOLS:
+        index_B = INDEX_B if name.startswith("max") else 0.0
+        return width * s["inputs"] + (width + index_B) * s["outputs"]
+    if name == "stream":
+        return width * (s["reads"] + s["writes"])
+    if name == "launch":
+        return 0.0
+    if name == "cast" and "bits" in s:
+        return (width + s["bits"] / 8) * s["elements"]
+    return {"cast": 1.5, "copy": 2.0, "zero": 1.0, "amax": 1.0}[name] * width * s["elements"]
+
+
+def _conv_elements(name: str, s: Mapping[str, Any]) -> Any:
+    """Operands and result; backward once with the weight's gradient as result, and with `data` once with the input's."""
+    inputs = s["batch"] * s["channels"] * s["height"] * s["width"]
+    weights, outputs = s["filters"] * conv_depth(s), conv_outputs(s)
+    each = inputs + weights + outputs
+    return each if name == "conv2d" else each * (1 + s["data"])
 
 
 NAMES = frozenset(
     (
         *_ELEMENTWISE,
         *("gemm", "attention", "attention_backward", "embedding", "embedding_backward"),
-        *("cross_entropy", "cross_entropy_backward", "adamw", "sgd", "cast", "copy", "zero"),
+        *("cross_entropy", "cross_entropy_backward", "adamw", "sgd", "sgd_momentum", "cast", "copy", "zero", "amax"),
+        *(*_CONVOLUTIONS, *_POOLS, "dropout", "dropout_backward", "stream"),
     )
 )
+"""Kernels of a device."""

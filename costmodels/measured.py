@@ -1,10 +1,15 @@
 """Times that `windtunnel calibrate` measured on this machine, read between and beyond the sizes it tried.
 
-A device's `measured.kernels` maps a kernel's name to points [size, size, ..., seconds], the sizes those of `SIZES`;
-`measured.in_model` is how much longer kernels take inside a model than alone, where every point was measured. A link's
-`measured` maps a collective to numbers of ranks to points [bytes, seconds].
+A device's `measured.kernels` maps a kernel's name, or its name and dtype as in "gemm:int8", to points [size, size, ..., seconds];
+a name alone is float32. `SIZES` says which sizes in which order.
+`measured.in_model` is how much longer kernels take inside a model than alone, where these points were measured.
+`measured.operators` has points {size: ..., size: ..., seconds: ...} by the same names, which were measured inside a model
+(`windtunnel calibrate --operators`): kernels of exactly these sizes take exactly that long. A link's `measured` maps a collective
+to numbers of ranks to points [bytes, seconds].
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from math import exp, log
 
@@ -16,6 +21,7 @@ from costmodels.kernels import kernel as make
 from costmodels.specs import DeviceSpec, LinkSpec
 
 Floats = NDArray[np.float64]
+Shape = tuple[tuple[str, int], ...]
 
 SIZES: dict[str, tuple[str, ...]] = {
     "gemm": ("m", "n", "k"),
@@ -27,7 +33,11 @@ SIZES: dict[str, tuple[str, ...]] = {
 }
 """Sizes of each kernel in the order of a point; every other kernel has rows and cols. A backward has those of its forward."""
 
+KINDS = ("bits", "data", "narrowed", "causal")
+"""Sizes that are none: kernels that differ in them are different kernels."""
+
 NEAREST = 3  # power of the distance by which points count
+FEWEST = 3  # points that tell how far off the others are
 
 
 def sizes_of(name: str) -> tuple[str, ...]:
@@ -35,26 +45,113 @@ def sizes_of(name: str) -> tuple[str, ...]:
     return SIZES.get(name.removesuffix("_backward"), ("rows", "cols"))
 
 
+def key_of(name: str, dtype: str) -> str:
+    """The name of a kernel's table."""
+    return name if dtype == "float32" else f"{name}:{dtype}"
+
+
 def kernel_seconds(kernel: Kernel, device: DeviceSpec) -> float | None:
     """Seconds of all launches of `kernel`, None where the device's tables have nothing like it.
 
-    Between points, time for each unit of work (FLOPs of products, bytes of everything else) is averaged with weights that fall
-    with the distance of the logarithms of the sizes; beyond them the nearest points decide, so that time grows with work.
+    What was measured inside a model at these sizes counts as it is. Otherwise, between points, time for each unit of work (FLOPs of
+    products, bytes of everything else) is averaged with weights that fall with the distance of the logarithms of the sizes; beyond
+    them the nearest points decide, so that time grows with work. Tables of kernels that were measured alone come first there.
     """
-    tables = device.measured.get("kernels")
-    if not isinstance(tables, dict) or kernel.name not in tables:
-        return None
-    places, rates = _table(device, kernel.name, kernel.dtype)
+    known = _inside(device, kernel.name, kernel.dtype).get(kernel.shape)
+    if known is not None:
+        return kernel.count * known
     shape = dict(kernel.shape)
     batch = shape.pop("batch", 1) if kernel.name == "gemm" else 1
-    here = _place(kernel.name, tuple(float(shape[s]) for s in sizes_of(kernel.name)))
-    distance = np.abs(places - here).sum(axis=1)
-    weights = 1.0 / np.maximum(distance, 1e-9) ** NEAREST
-    per_work = exp(float((weights * rates).sum() / weights.sum()))
     once = make(kernel.name, kernel.dtype, **shape)
-    in_model = device.measured.get("in_model", 1.0)
+    found = _points(device, once)
+    if found is None:
+        return None
+    in_model = device.measured.get("in_model", 1.0) if found.alone else 1.0
     assert isinstance(in_model, float)
-    return kernel.count * batch * _work(once) * per_work * in_model
+    return kernel.count * batch * _between(once, found) * in_model
+
+
+def spread(kernel: Kernel, device: DeviceSpec) -> float | None:
+    """Within which share of it four of five measured points are of what the other points say, None where there are too few.
+
+    How far off a time between points is to be expected; more than a time that was measured at that very size.
+    """
+    found = _points(device, make(kernel.name, kernel.dtype, **dict(kernel.shape)))
+    if found is None or len(found.rates) < FEWEST:
+        return None
+    distance = np.abs(found.places[:, None] - found.places[None]).sum(axis=2)
+    weights = 1.0 / np.maximum(distance, 1e-9) ** NEAREST
+    np.fill_diagonal(weights, 0.0)
+    off = np.exp(weights @ found.rates / weights.sum(axis=1) - found.rates) - 1.0
+    return float(np.quantile(np.abs(off), 0.8))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Points:
+    """What was measured of one kind of kernel: `places` (points, coordinates), `rates` (points,) logarithms of seconds for each
+    unit of work, `sizes` the names that a place is made of; `alone`: not inside a model."""
+
+    sizes: tuple[str, ...]
+    places: Floats
+    rates: Floats
+    alone: bool
+
+
+def _points(device: DeviceSpec, kernel: Kernel) -> Points | None:
+    """The points that times between them come from: those of kernels that were measured alone, if there are any."""
+    return _alone(device, kernel.name, kernel.dtype) or _around(
+        device, kernel.name, kernel.dtype, tuple(size for size, _ in kernel.shape), _kind(kernel.shape)
+    )
+
+
+def _kind(shape: Shape) -> Shape:
+    return tuple((size, number) for size, number in shape if size in KINDS)
+
+
+@lru_cache(maxsize=1024)
+def _alone(device: DeviceSpec, name: str, dtype: str) -> Points | None:
+    tables = device.measured.get("kernels", {})
+    assert isinstance(tables, dict)
+    rows = tables.get(key_of(name, dtype))
+    sizes = sizes_of(name)
+    return _rated(name, dtype, sizes, [(tuple(row[:-1]), row[-1]) for row in rows], alone=True) if rows else None
+
+
+@lru_cache(maxsize=1024)
+def _around(device: DeviceSpec, name: str, dtype: str, sizes: tuple[str, ...], kind: Shape) -> Points | None:
+    """Those inside models whose shape has the same sizes, and those in `KINDS` alike."""
+    rows = [
+        (tuple(float(n) for _, n in shape), seconds)
+        for shape, seconds in _inside(device, name, dtype).items()
+        if tuple(size for size, _ in shape) == sizes and _kind(shape) == kind
+    ]
+    return _rated(name, dtype, sizes, rows, alone=False) if rows else None
+
+
+@lru_cache(maxsize=1024)
+def _inside(device: DeviceSpec, name: str, dtype: str) -> dict[Shape, float]:
+    """Seconds by shape, of what was measured inside models."""
+    tables = device.measured.get("operators", {})
+    assert isinstance(tables, dict)
+    rows = tables.get(key_of(name, dtype), ())
+    return {tuple(sorted((k, v) for k, v in row.items() if k != "seconds")): row["seconds"] for row in rows}
+
+
+def _rated(
+    name: str, dtype: str, sizes: tuple[str, ...], rows: Sequence[tuple[tuple[float, ...], float]], *, alone: bool
+) -> Points:
+    places = [_place(name, sizes, numbers) for numbers, _ in rows]
+    shapes = [{s: int(n) for s, n in zip(sizes, numbers, strict=True)} for numbers, _ in rows]
+    rates = [log(row[1] / _work(make(name, dtype, **shape))) for shape, row in zip(shapes, rows, strict=True)]
+    return Points(sizes, np.array(places), np.array(rates), alone)
+
+
+def _between(kernel: Kernel, found: Points) -> float:
+    """Seconds of one launch from the points around it."""
+    shape = dict(kernel.shape)
+    here = _place(kernel.name, found.sizes, tuple(float(shape[s]) for s in found.sizes))
+    weights = 1.0 / np.maximum(np.abs(found.places - here).sum(axis=1), 1e-9) ** NEAREST
+    return _work(kernel) * exp(float((weights * found.rates).sum() / weights.sum()))
 
 
 def _work(kernel: Kernel) -> float:
@@ -62,27 +159,15 @@ def _work(kernel: Kernel) -> float:
     return flops(kernel) if products else nbytes(kernel)
 
 
-def _place(name: str, sizes: tuple[float, ...]) -> Floats:
+def _place(name: str, sizes: tuple[str, ...], numbers: tuple[float, ...]) -> Floats:
     """Coordinates in which near means alike: sizes that only multiply each other count as their product."""
     if name.startswith("attention"):
-        batch, heads, _, q_len, kv_len, head_dim, causal = sizes
-        return np.array([log(batch * heads), log(q_len), log(kv_len), log(head_dim), causal])
-    if sizes_of(name) == ("rows", "cols"):
-        return np.array([log(sizes[0] * sizes[1])])
-    return np.array([log(size) for size in sizes])
-
-
-@lru_cache(maxsize=1024)
-def _table(device: DeviceSpec, name: str, dtype: str) -> tuple[Floats, Floats]:
-    """Places of the measured points and the logarithms of their seconds for each unit of work."""
-    tables = device.measured["kernels"]
-    assert isinstance(tables, dict)
-    places, rates = [], []
-    for *sizes, seconds in tables[name]:
-        point = make(name, dtype, **{s: int(v) for s, v in zip(sizes_of(name), sizes, strict=True)})
-        places.append(_place(name, tuple(sizes)))
-        rates.append(log(seconds / _work(point)))
-    return np.array(places), np.array(rates)
+        s = dict(zip(sizes, numbers, strict=True))
+        logs = [log(s["batch"] * s["heads"]), log(s["q_len"]), log(s["kv_len"]), log(s["head_dim"])]
+        return np.array([*logs, s.get("causal", 0.0)])
+    if set(sizes) == {"rows", "cols"}:
+        return np.array([log(numbers[0] * numbers[1])])
+    return np.array([log(number) if number > 0 else -1.0 for number in numbers])
 
 
 def link_seconds(link: LinkSpec, op: str, n_ranks: int, nbytes: int) -> float | None:

@@ -7,9 +7,11 @@ operator asks of a device is in `operator_work`.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from costmodels import fitted as tables
 from costmodels import gemm
@@ -38,6 +40,21 @@ def pass_seconds(
     found = tables.load("model_operators") if fitted is None else fitted
     each = predict(device, operators, training=training, fitted=found)
     return _said(np.asarray(each.seconds.sum()), device, found, "pass")
+
+
+def launch(device: DeviceSpec, thousandths: ArrayLike, *, fitted: Mapping[str, Any] | None = None) -> Prediction:
+    """Seconds in which the host starts what takes `thousandths` of its time for one kernel; see `floors`."""
+    found = tables.load("model_operators") if fitted is None else fitted
+    own = found["parameters"]["devices"].get(device.name, found["parameters"]["unseen"])
+    return _said(np.asarray(thousandths, dtype=np.float64) / 1000.0 * own["host_s"], device, found, "operator")
+
+
+@lru_cache(maxsize=1)
+def floors() -> Mapping[str, float]:
+    """Time in which the host starts an operator of a group, "_back" its backward, as a multiple of the device's `host_s`."""
+    return {
+        name: float(group["floor"]) for name, group in tables.load("model_operators")["parameters"]["groups"].items()
+    }
 
 
 def _said(seconds: Floats, device: DeviceSpec, found: Mapping[str, Any], what: str) -> Prediction:

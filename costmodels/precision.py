@@ -5,7 +5,7 @@ takes the precision of what it reads if all of that agrees, otherwise float32): 
 inferring operators. Parameters, their gradients and the sums of these over replicas stay float32.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
@@ -86,14 +86,19 @@ def flows(graph: OperatorGraph, chosen: Mapping[str, str], has: Collection[str])
 
 def _flow(operator: Operator, chosen: Mapping[str, str], arriving: list[str], has: Collection[str]) -> Flow:
     if operator.kind in ADJUSTABLE:
-        computes = chosen.get(operator.name, "float32")
-        if operator.kind == "embedding":
-            return Flow(computes, "float32", computes)
-        backward = next((p for p in GRADIENTS.get(computes, ()) if p in has), computes)
-        return Flow(computes, backward, HANDS_ON.get(computes, computes))
+        return flow_of(operator, chosen.get(operator.name, "float32"), has)
     same = operator.kind not in FIXED and len(set(arriving)) == 1
-    precision = arriving[0] if same else "float32"
-    return Flow(precision, precision, precision)
+    return flow_of(operator, arriving[0] if same else "float32", has)
+
+
+def flow_of(operator: Operator, computes: str, has: Collection[str]) -> Flow:
+    """The precisions of an operator that computes in `computes`."""
+    if operator.kind not in ADJUSTABLE:
+        return Flow(computes, computes, computes)
+    if operator.kind == "embedding":
+        return Flow(computes, "float32", computes)
+    backward = next((p for p in GRADIENTS.get(computes, ()) if p in has), computes)
+    return Flow(computes, backward, HANDS_ON.get(computes, computes))
 
 
 def casts(graph: OperatorGraph, flow: Mapping[str, Flow], batch: int) -> Iterator[Cast]:
@@ -102,33 +107,43 @@ def casts(graph: OperatorGraph, flow: Mapping[str, Flow], batch: int) -> Iterato
     Forward, an operator casts the operands and the weight that come in another precision than it computes in, and keeps them as it
     used them. Backward, it casts the gradient of its output from the output's precision, what it kept to that of its backward
     pass, and gradients of operands and weight to theirs. An embedding casts the rows that it looked up, and adds their gradients to
-    its table in float32.
+    its table in float32. Inputs of the model come in float32.
     """
     for operator in graph:
-        mine, adjustable = flow[operator.name], operator.kind in ADJUSTABLE
-        read = [
-            (
-                f"operand {place}",
-                flow[name].output,
-                operator.operands[place].elements(batch),
-                graph[name].differentiable,
-            )
-            for name, place in zip(operator.inputs, operator.sources, strict=True)
-        ]
-        n_output = operator.output.elements(batch)
-        if operator.parameters and adjustable:
-            n_weight = n_output if operator.kind == "embedding" else prod(graph.weight(operator))
-            read.append(("weight", "float32", n_weight, True))
-        for what, source, n, _ in read:
-            yield from _cast(operator, "forward", what, source, mine.computes, n)
-        if not operator.differentiable:
-            continue
-        yield from _cast(operator, "backward", "output gradient", mine.output, mine.backward, n_output)
-        for what, source, n, trained in read:
-            if adjustable and operator.kind != "embedding":
-                yield from _cast(operator, "backward", f"saved {what}", mine.computes, mine.backward, n)
-            if trained:
-                yield from _cast(operator, "backward", f"{what} gradient", mine.backward, source, n)
+        arriving = [flow[name].output for name in operator.inputs]
+        yield from casts_of(graph, operator, flow[operator.name], arriving, batch)
+
+
+def casts_of(
+    graph: OperatorGraph, operator: Operator, mine: Flow, arriving: Sequence[str], batch: int
+) -> Iterator[Cast]:
+    """Casts of one operator whose `inputs` arrive in these precisions."""
+    adjustable = operator.kind in ADJUSTABLE
+    made = dict(zip(operator.sources, zip(operator.inputs, arriving, strict=True), strict=True))
+    read = [
+        (
+            f"operand {place}",
+            made[place][1] if place in made else "float32",
+            extent.elements(batch),
+            place in made and graph[made[place][0]].differentiable,
+        )
+        for place, extent in enumerate(operator.operands)
+        if place in made or (adjustable and operator.kind != "embedding")
+    ]
+    n_output = operator.output.elements(batch)
+    if operator.parameters and adjustable:
+        n_weight = n_output if operator.kind == "embedding" else prod(graph.weight(operator))
+        read.append(("weight", "float32", n_weight, True))
+    for what, source, n, _ in read:
+        yield from _cast(operator, "forward", what, source, mine.computes, n)
+    if not operator.differentiable:
+        return
+    yield from _cast(operator, "backward", "output gradient", mine.output, mine.backward, n_output)
+    for what, source, n, trained in read:
+        if adjustable and operator.kind != "embedding":
+            yield from _cast(operator, "backward", f"saved {what}", mine.computes, mine.backward, n)
+        if trained:
+            yield from _cast(operator, "backward", f"{what} gradient", mine.backward, source, n)
 
 
 def _cast(operator: Operator, way: Way, what: str, source: str, target: str, elements: int) -> Iterator[Cast]:

@@ -33,6 +33,15 @@ READS: Mapping[str, float] = {
     "sgd": 2 / 3,
     "cast": 2 / 3,
     "zero": 0.0,
+    "amax": 1.0,
+    "mul": 2 / 3,
+    "mul_backward": 3 / 5,
+    "softmax_backward": 2 / 3,
+    "relu_backward": 2 / 3,
+    "tanh_backward": 2 / 3,
+    "batch_norm": 2 / 3,
+    "batch_norm_backward": 4 / 5,
+    "sgd_momentum": 3 / 5,
 }
 """Share of a kernel's bytes that are read; half where nothing is said."""
 
@@ -73,7 +82,7 @@ def predict(
     table = fitted_tables.load("elementwise") if fitted is None else fitted
     given = {key: np.asarray(value, dtype=np.float64) for key, value in sizes.items()}
     moved = np.asarray(moved_B(name, dtype, given), dtype=np.float64)
-    reads = READS.get(name, 0.5)
+    reads = _read_share(name, dtype, given)
     if name in NORMS or name in SOFTMAX:
         cols = given["vocab"] if name.startswith("cross_entropy") else given["cols"]
         found = row_seconds(device, table, name in NORMS, given["rows"], cols, WIDTH_B[dtype], reads * moved, moved)
@@ -82,6 +91,14 @@ def predict(
     seen = name in MEASURED and dtype == "float32"
     kind = "norm" if name in NORMS else "softmax" if name in SOFTMAX else "pointwise"
     return trusted(device, table, kind, np.asarray(found + device.launch_s), moved, seen=seen)
+
+
+def _read_share(name: str, dtype: str, s: Mapping[str, Any]) -> Any:
+    if name == "stream":
+        return s["reads"] / np.maximum(s["reads"] + s["writes"], 1.0)
+    if name == "cast" and "bits" in s:
+        return WIDTH_B[dtype] / (WIDTH_B[dtype] + s["bits"] / 8)
+    return READS.get(name, 0.5)
 
 
 def parameters_of(device: DeviceSpec, table: Mapping[str, Any]) -> dict[str, float]:

@@ -12,9 +12,12 @@ import numpy as np
 import torch
 import transformers
 
+from costmodels.precision import of_device
 from real.launch import launch
 from real.load import taken_cores
 from real.model import DTYPES
+from real.precision.checking import lacking as operators_lacking
+from real.precision.placing import HAS, OPERATORS
 from real.worker import PLAN, RESULT
 from simcore.checks import problems_of, shortfalls
 from simcore.cluster import Cluster
@@ -37,7 +40,7 @@ MEMORY = {True: "allocated", False: "resident set growth"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RealBackend:
-    """Runs plans of transformer training: data parallel, ZeRO (FSDP2) and tensor parallel."""
+    """Runs plans of transformer training (data parallel, ZeRO (FSDP2), tensor parallel) and of operators in chosen precisions."""
 
     cluster: Cluster
     name: str = "real"
@@ -60,6 +63,7 @@ class RealBackend:
         with tempfile.TemporaryDirectory(prefix="windtunnel-") as name:
             folder = Path(name)
             plan.save(folder / PLAN)
+            (folder / HAS).write_text(json.dumps([of_device(self.cluster.device(r)) for r in range(plan.n_ranks)]))
             launch("real.worker", plan.n_ranks, folder, progress=progress)
             results = [json.loads((folder / RESULT.format(rank=r)).read_text()) for r in range(plan.n_ranks)]
         if progress:
@@ -75,12 +79,14 @@ def path_taken() -> str:
 
 
 def _lacking(plan: Plan) -> list[Problem]:
+    if plan.workload.get("name") == OPERATORS:
+        return operators_lacking(plan, torch.cuda.device_count() or MOST_CPU_RANKS)
     if plan.workload.get("name") != "transformer_training":
         return [
             Problem(
                 "workload.name",
                 repr(plan.workload.get("name")),
-                "transformer_training",
+                f"transformer_training, {OPERATORS}",
                 "Nothing else runs for real yet.",
             )
         ]
@@ -140,13 +146,20 @@ def _trace(plan: Plan, cluster: Cluster, results: list[Mapping[str, Any]]) -> Tr
         end_s=np.array(columns[4], dtype=np.float64),
         nbytes=np.array(columns[5], dtype=np.int64),
         task_ids=tuple(t.id for t in plan.tasks),
-        memory_B=tuple({MEMORY[torch.cuda.is_available()]: float(r["peak_B"])} for r in results),
+        memory_B=tuple(_memory(r) for r in results),
         warnings=_warnings(taken, plan.n_ranks),
         extra={
             "loss": np.mean([r["losses"] for r in results], axis=0).tolist(),
             "iteration_end_s": list(ends.values()),
         },
     )
+
+
+def _memory(result: Mapping[str, Any]) -> dict[str, float]:
+    """Bytes of tensors where they were counted, otherwise what the process grew by."""
+    if result.get("tensors_B") is not None:
+        return {MEMORY[True]: float(result["tensors_B"])}
+    return {MEMORY[torch.cuda.is_available()]: float(result["peak_B"])}
 
 
 def _warnings(taken: float | None, n_ranks: int) -> tuple[str, ...]:

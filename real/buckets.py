@@ -38,13 +38,13 @@ class Bucket:
     def nbytes(self) -> int:
         return self.gradients.numel() * self.gradients.element_size()
 
-    def pack(self) -> None:
-        """Gradients into the message; from then on they are views of it."""
-        for view, parameter in zip(self.views, self.parameters, strict=True):
-            assert parameter.grad is not None
-            if parameter.grad.data_ptr() != view.data_ptr():
-                view.copy_(parameter.grad)
-                parameter.grad = view
+    def pack(self, place: int) -> None:
+        """The gradient of the parameter at `place` into the message; from then on it is a view of it."""
+        view, parameter = self.views[place], self.parameters[place]
+        assert parameter.grad is not None
+        if parameter.grad.data_ptr() != view.data_ptr():
+            view.copy_(parameter.grad)
+            parameter.grad = view
 
 
 def _views(flat: torch.Tensor, parameters: Sequence[nn.Parameter]) -> list[torch.Tensor]:
@@ -56,7 +56,12 @@ def _views(flat: torch.Tensor, parameters: Sequence[nn.Parameter]) -> list[torch
 
 
 class BucketReducer:
-    """Reduces the plan's buckets over a group; `overlap` does so while backward goes on."""
+    """Reduces the plan's buckets over a group; `overlap` does so while backward goes on.
+
+    `task` and `mean` differ between kinds of plans: `task` with i in it names the collective of bucket i, and without `mean` sums
+    are left as they are, for losses that were weighted before. Without `task` nothing is sent. Each gradient goes into its bucket
+    when it is complete, which what computes it pays for, so that none exists twice.
+    """
 
     def __init__(
         self,
@@ -67,10 +72,13 @@ class BucketReducer:
         *,
         zero: int,
         overlap: bool,
+        task: str | None = "grad/s0/bucket{}",
+        mean: bool = True,
     ) -> None:
         own = {_plain(name): parameter for name, parameter in model.named_parameters()}
         self.size, self.rank = dist.get_world_size(group), dist.get_rank(group)
         self.group, self.recorder, self.overlap = group, recorder, overlap
+        self.task, self.mean = task, mean
         self.buckets = [
             Bucket(i, [own[n] for n in members], self.size, self.rank, sharded=zero == 1)
             for i, members in enumerate(names)
@@ -79,8 +87,8 @@ class BucketReducer:
         self.pending: list[tuple[Bucket, Future[None]]] = []
         self.last = False
         for bucket in self.buckets:
-            for parameter in bucket.parameters:
-                parameter.register_post_accumulate_grad_hook(self._hook(bucket))
+            for place, parameter in enumerate(bucket.parameters):
+                parameter.register_post_accumulate_grad_hook(self._hook(bucket, place))
 
     def trained(self) -> list[nn.Parameter]:
         """What the optimizer steps on."""
@@ -92,16 +100,19 @@ class BucketReducer:
         for bucket in self.buckets:
             bucket.missing = len(bucket.parameters)
 
-    def _hook(self, bucket: Bucket) -> Callable[[torch.Tensor], None]:
+    def _hook(self, bucket: Bucket, place: int) -> Callable[[torch.Tensor], None]:
         def ready(_: torch.Tensor) -> None:
             bucket.missing -= 1
+            if self.last:
+                bucket.pack(place)
             if self.last and self.overlap and bucket.missing == 0:
                 self._launch(bucket)
 
         return ready
 
     def _launch(self, bucket: Bucket) -> None:
-        bucket.pack()
+        if self.task is None:
+            return
         start = self.recorder.now()
         if bucket.sharded:
             assert bucket.shard.grad is not None
@@ -109,7 +120,7 @@ class BucketReducer:
         else:
             work = dist.all_reduce(bucket.gradients, group=self.group, async_op=True)
         assert work is not None
-        ended = self.watcher.submit(self._watch, f"grad/s0/bucket{bucket.index}", work, start, bucket.nbytes)
+        ended = self.watcher.submit(self._watch, self.task.format(bucket.index), work, start, bucket.nbytes)
         self.pending.append((bucket, ended))
 
     def _watch(self, task: str, work: dist.Work, start: "float | torch.cuda.Event", nbytes: int) -> None:
@@ -121,7 +132,7 @@ class BucketReducer:
         self.watcher.shutdown()
 
     def finish(self) -> None:
-        """Wait for every bucket; gradients are means afterwards."""
+        """Wait for every bucket; gradients are means, or sums, afterwards."""
         if not self.overlap:
             self.recorder.switch(None)
             for bucket in self.buckets:
@@ -130,7 +141,8 @@ class BucketReducer:
             ended.result()
             target = bucket.shard.grad if bucket.sharded else bucket.gradients
             assert target is not None
-            target.div_(self.size)
+            if self.mean:
+                target.div_(self.size)
         self.pending.clear()
 
     def gather_weights(self) -> None:

@@ -41,7 +41,7 @@ def calibrate(out: Path, *, quick: bool = False, progress: Progress | None = Non
     together = _run(max(cores, 2), quick, report(0.4, 0.92, f"{cores} processes at once"))[0]
     stores = report(0.92, 1.0, "storage")
     stores(0.0, "write and read")
-    said = _provenance()
+    said = provenance()
     devices = {"this_machine": (together, "every core busy"), "this_machine_alone": (alone, "one process")}
     for name, (found, how) in devices.items():
         entry = _device(found, cores, f"{said}, {how}", together["slowdown"])
@@ -65,7 +65,8 @@ def _run(processes: int, quick: bool, progress: Progress) -> list[dict[str, Any]
         return [json.loads((folder / f"rank{r}.json").read_text()) for r in range(processes)]
 
 
-def _provenance() -> str:
+def provenance() -> str:
+    """When and with what was measured here."""
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     return f"measured {now} on {_processor()}, torch {torch.__version__}, Python {platform.python_version()}"
 

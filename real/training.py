@@ -76,6 +76,7 @@ class Trainer:
             )
         trained = self.reducer.trained() if self.reducer else list(self.model.parameters())
         self.optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, fused=True)
+        self.whole: torch.Tensor | None = None
         self.batches = Batches(seed=self.work["seed"], seq_len=self.work["seq_len"], vocab=self.work["model"]["vocab"])
 
     def _summing(self, layer: int, half: str) -> Sum:
@@ -119,11 +120,15 @@ class Trainer:
         logits = self.model.lm_head(body.norm(x))
         return cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
 
+    def prepare(self) -> None:
+        """Fetch the next batch, as a data loader does beside training."""
+        self.whole = self.batches.next(self.work["global_batch"]).to(self.mesh.device)
+
     def iteration(self) -> float:
         """Every microbatch forward and backward, gradients reduced, one step; returns the mean loss on this replica."""
         count, size = self.chosen["microbatches"], self.chosen["microbatch"]
-        whole = self.batches.next(self.work["global_batch"]).to(self.mesh.device)
-        mine = whole[self.mesh.dp_rank * count * size : (self.mesh.dp_rank + 1) * count * size]
+        assert self.whole is not None
+        mine = self.whole[self.mesh.dp_rank * count * size : (self.mesh.dp_rank + 1) * count * size]
         total = 0.0
         for m in range(count):
             self.microbatch = m

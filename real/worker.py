@@ -4,10 +4,9 @@ Started by the backend as `python -m real.worker FOLDER`: FOLDER holds plan.json
 """
 
 import json
-import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,11 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from costmodels.files import write_atomically
 from real.launch import tell
 from real.load import Clock
+from real.precision.allocations import peak_B
+from real.precision.materials import Materials, gather
+from real.precision.memory_limit import MemoryLimit, out_of_memory
+from real.precision.placing import HAS, OPERATORS, limit_of
+from real.precision.training import OperatorTrainer
 from real.process import joined
 from real.recorder import Recorder
 from real.training import Trainer, mesh_of
@@ -38,18 +42,34 @@ def main() -> None:
             if rank == 0:
                 tell(folder, share, phrase)
 
-        result = _train(Plan.load(folder / PLAN), device, report)
+        plan = Plan.load(folder / PLAN)
+        known = json.loads((folder / HAS).read_text())[rank]
+        materials = gather(plan, rank, device, known) if plan.workload["name"] == OPERATORS else None
+        limit = MemoryLimit.start(rank, limit_of(plan, rank), device)
+        try:
+            result = _train(plan, device, known, materials, limit, report)
+        except (RuntimeError, MemoryError) as error:
+            if limit.limit_B is None or not out_of_memory(error):
+                raise
+            raise limit.exceeded("more, which was refused") from error
         write_atomically(folder / RESULT.format(rank=rank), json.dumps(result))
 
 
-def _train(plan: Plan, device: torch.device, report: Callable[[float, str], None]) -> dict[str, Any]:
+def _train(
+    plan: Plan,
+    device: torch.device,
+    has: Collection[str],
+    materials: Materials | None,
+    limit: MemoryLimit,
+    report: Callable[[float, str], None],
+) -> dict[str, Any]:
     """Pieces of every task, losses with those of the warm-up, bounds of the iterations in seconds of this host's clock."""
-    cuda = device.type == "cuda"
-    recorder, before = Recorder(cuda=cuda), _peak_resident_B()
-    trainer = Trainer(plan, mesh_of(plan, device), recorder)
+    recorder = Recorder(cuda=device.type == "cuda")
+    trainer = _trainer(plan, device, has, materials, recorder)
     iterations = int(plan.workload["iterations"])
     losses: list[float] = []
     bounds: list[tuple[float, float]] = []
+    tensors_B = None
     begun = Clock.now()
     for i in range(-WARM_UP, iterations):
         report((i + WARM_UP) / (WARM_UP + iterations), f"iteration {i + 1} of {iterations}" if i >= 0 else "warming up")
@@ -57,17 +77,47 @@ def _train(plan: Plan, device: torch.device, report: Callable[[float, str], None
             begun = Clock.now()
         loss, bound = _iteration(trainer, recorder, i)
         losses.append(loss)
+        if i == -1 and isinstance(trainer, OperatorTrainer):
+            tensors_B = _tensors_B(trainer, limit)
+            limit.hold(tensors_B)
         if i >= 0:
             bounds.append(bound)
-    peak = torch.cuda.max_memory_allocated() if cuda else _peak_resident_B() - before
     spent = Clock.now().since(begun)
     trainer.close()
-    return {"pieces": recorder.pieces, "losses": losses, "bounds": bounds, "peak_B": peak, "spent": spent}
+    return {
+        "pieces": recorder.pieces,
+        "losses": losses,
+        "bounds": bounds,
+        "peak_B": limit.used_B(),
+        "tensors_B": tensors_B,
+        "spent": spent,
+    }
 
 
-def _iteration(trainer: Trainer, recorder: Recorder, number: int) -> tuple[float, tuple[float, float]]:
+def _tensors_B(trainer: OperatorTrainer, limit: MemoryLimit) -> int:
+    """The most bytes of tensors in an iteration; where torch does not count them, in one more that is watched."""
+    if limit.cuda:
+        return limit.used_B()
+    trainer.recorder.iteration = -1
+    trainer.prepare()
+    return peak_B(trainer.iteration, trainer.standing())
+
+
+def _trainer(
+    plan: Plan, device: torch.device, has: Collection[str], materials: Materials | None, recorder: Recorder
+) -> Trainer | OperatorTrainer:
+    """What runs this kind of plan."""
+    if materials is not None:
+        return OperatorTrainer(plan, device, recorder, has, materials)
+    return Trainer(plan, mesh_of(plan, device), recorder)
+
+
+def _iteration(
+    trainer: Trainer | OperatorTrainer, recorder: Recorder, number: int
+) -> tuple[float, tuple[float, float]]:
     """Loss and (start, end) of one iteration, which all ranks begin together."""
     recorder.iteration = -1
+    trainer.prepare()
     dist.barrier()
     recorder.iteration = number
     origin, start = recorder.now(), time.perf_counter()
@@ -76,19 +126,6 @@ def _iteration(trainer: Trainer, recorder: Recorder, number: int) -> tuple[float
         assert not isinstance(origin, float)
         recorder.resolve(origin, start)
     return loss, (start, time.perf_counter())
-
-
-def _peak_resident_B() -> int:
-    """The most memory this process ever had.
-
-    Linux starts a process's `ru_maxrss` at the size of its parent, so that growth would not show; its VmHWM starts at nothing.
-    """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 if __name__ == "__main__":

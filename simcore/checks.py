@@ -89,8 +89,12 @@ def _op_problems(op: Op, plan: Plan, cluster: Cluster, known: set[str]) -> Itera
 
 
 def shortfalls(plan: Plan, cluster: Cluster) -> list[Problem]:
-    """Devices whose memory the plan exceeds: resident memory plus the peak of activations in program order."""
+    """Devices whose memory the plan exceeds: resident memory plus the peak of activations in program order.
+
+    A planner that was given less than a device has says so in `decisions["memory_limit_B"]`, bytes by group.
+    """
     found: list[Problem] = []
+    limits = plan.decisions.get("memory_limit_B", {})
     resident, peak = resident_memory(plan), activation_peaks(plan)
     heavy = [name for name in plan.groups if any(resident[name].values()) or peak[name]]
     if not heavy:
@@ -108,7 +112,8 @@ def shortfalls(plan: Plan, cluster: Cluster) -> list[Problem]:
                 parts[kind] = parts.get(kind, 0.0) + size
         parts["activations"] = sum(peak[name] for name in inside)
         needed = sum(parts.values())
-        if needed > device.memory_B:
+        limit = min([device.memory_B, *(limits[name] for name in inside if name in limits)])
+        if needed > limit:
             listed = ", ".join(
                 f"{kind} {size / 1e9:.2f} GB" for kind, size in sorted(parts.items(), key=lambda p: -p[1])
             )
@@ -116,8 +121,8 @@ def shortfalls(plan: Plan, cluster: Cluster) -> list[Problem]:
                 Problem(
                     f"memory of rank {rank} ({device.name}) in {', '.join(inside)}",
                     f"{needed / 1e9:.2f} GB ({listed})",
-                    f"{device.memory_B / 1e9:.2f} GB",
-                    f"{(needed - device.memory_B) / 1e9:.2f} GB are lacking: shard further, recompute, or use a smaller microbatch",
+                    f"{limit / 1e9:.2f} GB",
+                    f"{(needed - limit) / 1e9:.2f} GB are lacking: shard further, recompute, or use a smaller microbatch",
                 )
             )
     return found

@@ -18,6 +18,7 @@ from simcore.commands.plan import plan
 from simcore.commands.run import run
 from simcore.commands.schema import schema
 from simcore.commands.sweep import sweep
+from simcore.commands.trace_model import trace_model
 from simcore.commands.validate import validate
 from simcore.errors import WindtunnelError
 
@@ -27,7 +28,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (plan, run, compare, sweep, calibrate, validate, catalog, schema):
+for command in (plan, run, compare, sweep, calibrate, validate, catalog, schema, trace_model):
     app.command(context_settings={"help_option_names": ["-h", "--help"]})(command)
 
 

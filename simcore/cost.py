@@ -1,13 +1,17 @@
 """From an op on certain ranks of a cluster to what it costs: seconds for computing, a demand on links for moving bytes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import nan
 
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels import measured
+from costmodels import compute, measured
 from costmodels.collective_errors import error_of
 from costmodels.collectives import Choice, Shape, best, port_rate
+from costmodels.kernels import Kernel
+from costmodels.libraries import Libraries
 from costmodels.point_to_point import send_rate
 from costmodels.ports import is_fitted, is_guessed
 from costmodels.specs import DeviceSpec, Estimate, LinkSpec
@@ -42,11 +46,15 @@ class Demand:
 
 
 class CostModel:
-    """Costs on one cluster. `overheads` are factors on kernels, by default those of published training jobs."""
+    """Costs on one cluster. `overheads` are factors on kernels, by default those of published training jobs; `libraries` are
+    those whose kernels run."""
 
-    def __init__(self, cluster: Cluster, overheads: Overheads | None = None) -> None:
+    def __init__(
+        self, cluster: Cluster, overheads: Overheads | None = None, libraries: Libraries = compute.UNNAMED
+    ) -> None:
         self.cluster = cluster
         self.overheads = overheads
+        self.libraries = libraries
         self._routes: dict[tuple[int, int], Ints] = {}
         self._computed: dict[tuple[object, str], Estimate] = {}
         self._shapes: dict[bytes, tuple[Shape, LinkSpec | None]] = {}
@@ -55,9 +63,32 @@ class CostModel:
         """All kernels of the op, one after the other; as uncertain as the worst of them."""
         key = (op.kernels, device.name)
         if key not in self._computed:
-            overheads = self.overheads or sustained.usual()
-            self._computed[key] = _together([sustained.estimate(k, device, overheads) for k in op.kernels])
+            self._computed[key] = _together([self.kernel(k, device) for k in op.kernels])
         return self._computed[key]
+
+    def kernel(self, kernel: Kernel, device: DeviceSpec) -> Estimate:
+        """All launches of one kernel."""
+        return sustained.estimate(kernel, device, self.overheads or sustained.usual(), self.libraries)
+
+    def errors(self, op: Compute, device: DeviceSpec) -> dict[str, float]:
+        """What share of the op's time the errors of each fitted table are, or of what was measured on the device itself.
+
+        NaN where nothing is known of them: of a device that no fitted table is about, or that was measured at too few sizes.
+        """
+        found: dict[str, float] = {}
+        each = [(sustained.kind_of(k), self.kernel(k, device)) for k in op.kernels]
+        total = sum(e.seconds for _, e in each)
+        for kind, e in each if total else ():
+            known = e.error is not None and (e.method == "measured" or device.kind == "gpu")
+            table = "calibration" if e.method == "measured" else sustained.TABLES[kind]
+            found[table] = (
+                found.get(table, 0.0) + (e.error if known and e.error is not None else nan) * e.seconds / total
+            )
+        return found
+
+    def seconds_each(self, kernels: Sequence[Kernel], device: DeviceSpec) -> Floats:
+        """(kernels,) seconds of each on a device, as `compute` and faster for many."""
+        return sustained.seconds_each(kernels, device, self.overheads or sustained.usual(), self.libraries)
 
     def signature(self, instances: Ints) -> Ints:
         """(k,) equal numbers for instances (k, members) that cost the same: their members have, in order, the same devices, share

@@ -25,6 +25,9 @@ from simcore.errors import PlanError
 
 FORMAT = 1
 
+HOST = "host"
+"""The stream of what a device's host computes, such as launching kernels: it takes time and leaves the device alone."""
+
 CollectiveKind = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "barrier"]
 
 

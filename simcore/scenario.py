@@ -6,7 +6,7 @@ cluster: {topology: single_node, ...}                # simcore/topologies/single
 workload: {name: transformer_training, ...}          # simcore/workloads/transformer_training.py
 planner: {name: fixed, ...}                          # simcore/planners/fixed.py; or just a name
 faults: []                                           # simcore/faults.py
-engine: {sharing: max_min, expand: false, skew: false}
+engine: {sharing: max_min, expand: false, skew: false, libraries: {gemm: trtllm, attention: flash3}}
 """
 
 import hashlib
@@ -16,12 +16,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticKnownError
 
 from costmodels.catalog import Catalog
+from costmodels.libraries import Libraries, known
 from simcore.cluster import Cluster
 from simcore.document import read_document
 from simcore.errors import Problem, ScenarioError, WindtunnelError
@@ -32,7 +34,44 @@ from simcore.plan import Plan
 from simcore.progress import Progress
 from simcore.validation import validated
 
+if TYPE_CHECKING:
+    from simcore.cost import CostModel
+
 T = TypeVar("T")
+
+
+def _enumerated(table: str) -> Callable[[dict[str, Any]], None]:
+    """Puts a table's libraries into the schema of a field that may also be missing."""
+
+    def put(schema: dict[str, Any]) -> None:
+        schema["anyOf"] = [{"enum": list(known(table))}, {"type": "null"}]
+
+    return put
+
+
+class LibraryOptions(BaseModel):
+    """Whose kernels the simulated program runs; `windtunnel catalog libraries` lists them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    gemm: str | None = Field(
+        None,
+        description="Library of matrix products; nobody named: typical of those measured.",
+        json_schema_extra=_enumerated("gemm"),
+    )
+    attention: str | None = Field(
+        None,
+        description="Library of attention; nobody named: the fastest measured on such devices.",
+        json_schema_extra=_enumerated("attention"),
+    )
+
+    @field_validator("*")
+    @classmethod
+    def _is_known(cls, value: str | None, info: ValidationInfo) -> str | None:
+        names = known(str(info.field_name))
+        if value is not None and value not in names:
+            raise PydanticKnownError("literal_error", {"expected": ", ".join(names)})
+        return value
 
 
 class EngineOptions(BaseModel):
@@ -43,6 +82,15 @@ class EngineOptions(BaseModel):
     sharing: Literal["max_min", "fifo"] = Field("max_min", description="How flows share a link.")
     expand: bool = Field(False, description="Simulate every rank by itself instead of one for each kind of rank.")
     skew: bool = Field(False, description="Let members of an all-reduce end when their own ring steps end.")
+    libraries: LibraryOptions = Field(
+        default_factory=lambda: LibraryOptions.model_validate({}),
+        description="Whose kernels run; they count where a device was not calibrated.",
+    )
+
+    @property
+    def played(self) -> dict[str, Any]:
+        """Options of `simulate`."""
+        return self.model_dump(exclude={"libraries"})
 
 
 class Envelope(BaseModel):
@@ -111,15 +159,19 @@ class Scenario:
             resolved[name] = {KEYS[name]: section.name, **section.params.model_dump(mode="json")}
         return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()
 
-    def plan(self, progress: Progress | None = None) -> Plan:
-        """What the planner decides. Raises the `WindtunnelError` family where nothing is feasible."""
+    def cost(self) -> "CostModel":
+        """What things cost on the cluster with the kernels of the libraries that the scenario names."""
         from simcore.cost import CostModel
 
+        return CostModel(self._cluster, libraries=Libraries(**self.engine.libraries.model_dump()))
+
+    def plan(self, progress: Progress | None = None) -> Plan:
+        """What the planner decides. Raises the `WindtunnelError` family where nothing is feasible."""
         planner = self.sections["planner"]
         plan: Plan = planner.module.plan(
             self._workload,
             self._cluster,
-            CostModel(self._cluster),
+            self.cost(),
             planner.params,
             evaluate=self._evaluate,
             progress=progress,
@@ -128,11 +180,9 @@ class Scenario:
 
     def _evaluate(self, plan: Plan) -> float:
         """Simulated seconds of one iteration, without faults: for planners that search."""
-        from simcore.cost import CostModel
         from simcore.engine.simulate import simulate
 
-        options = self.engine.model_dump()
-        return simulate(plan, self._cluster, CostModel(self._cluster), iterations=1, **options).makespan_s
+        return simulate(plan, self._cluster, self.cost(), iterations=1, **self.engine.played).makespan_s
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), folders: Iterable[str | Path] = ()) -> Scenario:

@@ -8,19 +8,22 @@ from simcore.checks import problems_of, shortfalls
 from simcore.cluster import Cluster
 from simcore.errors import Problem
 from simcore.faults import FaultSpec
+from simcore.libraries import assumed
 from simcore.plan import Plan
 from simcore.progress import Progress
 from simcore.trace import Trace
 
 if TYPE_CHECKING:
+    from simcore.cost import CostModel
     from simcore.scenario import Scenario
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimBackend:
-    """Plays plans on a model of `cluster`; `options` are the scenario's `engine:`."""
+    """Plays plans on a model of `cluster` at the prices of `cost`; `options` are those of `simulate`."""
 
     cluster: Cluster
+    cost: "CostModel"
     faults: Sequence[FaultSpec] = ()
     seed: int = 0
     options: dict[str, Any]
@@ -28,8 +31,13 @@ class SimBackend:
 
     @classmethod
     def from_scenario(cls, scenario: "Scenario") -> "SimBackend":
-        options = scenario.engine.model_dump()
-        return cls(cluster=scenario.cluster(), faults=scenario.faults(), seed=scenario.seed, options=options)
+        return cls(
+            cluster=scenario.cluster(),
+            cost=scenario.cost(),
+            faults=scenario.faults(),
+            seed=scenario.seed,
+            options=scenario.engine.played,
+        )
 
     def check(self, plan: Plan) -> list[Problem]:
         """Everything wrong with the plan on this cluster, memory included."""
@@ -37,12 +45,13 @@ class SimBackend:
 
     def run(self, plan: Plan, *, progress: Progress | None = None) -> Trace:
         """The simulated trace. Raises `PlanError`, `DoesNotFit`, or `ScenarioError` for faults that name no rank or link."""
-        from simcore.cost import CostModel
         from simcore.engine.simulate import simulate
         from simcore.faults import events
+        from simcore.reporting.uncertainty import own_errors
         from simcore.training.expected_error import iteration_error
 
         found = events(self.faults, self.cluster, self.seed)
-        trace = simulate(plan, self.cluster, CostModel(self.cluster), faults=found, progress=progress, **self.options)
-        error = iteration_error(plan, self.cluster)
-        return trace if error is None else replace(trace, extra={**trace.extra, "error": {"iteration_s": error}})
+        trace = simulate(plan, self.cluster, self.cost, faults=found, progress=progress, **self.options)
+        error = iteration_error(plan, self.cluster, own_errors(plan, trace, self.cost))
+        extra = {**trace.extra, "libraries": assumed(plan, self.cluster, self.cost.libraries)}
+        return replace(trace, extra=extra if error is None else {**extra, "error": {"iteration_s": error}})

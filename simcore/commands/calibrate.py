@@ -16,6 +16,14 @@ def calibrate(
     quick: Annotated[
         bool, typer.Option("--quick", help="Fewer sizes and repetitions: rougher, and over sooner.")
     ] = False,
+    operators: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--operators",
+            metavar="SCENARIO|MODEL:BATCH",
+            help="Instead, profile the operators of these (small_resnet:64) in every precision of this machine. Repeatable.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure computing, memory, collectives and storage here, and write them as catalogue entries."""
@@ -27,13 +35,17 @@ def calibrate(
 
     try:
         measure = import_module("real.calibrate").calibrate
+        profile = import_module("real.precision.profiling").calibrate_operators
     except ModuleNotFoundError as missing:
         problem = Problem(
             "calibrate", f"no {missing.name}", "an installation with it", "pip install 'windtunnel[real]'"
         )
         raise InputError(f"calibrating needs {missing.name}", [problem]) from missing
     with shown("calibrate") as progress:
-        summary = measure(out, quick=quick, progress=progress)
+        if operators:
+            summary = profile(out, operators, quick=quick, progress=progress)
+        else:
+            summary = measure(out, quick=quick, progress=progress)
     if as_json:
         show_json(summary)
     else:

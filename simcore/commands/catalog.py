@@ -1,4 +1,4 @@
-"""`windtunnel catalog`: the devices, links and stores that scenarios can name."""
+"""`windtunnel catalog`: the devices, links, stores and kernel libraries that scenarios can name."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -8,9 +8,13 @@ import typer
 from simcore.commands.options import AsJson, Folders
 from simcore.commands.output import show, show_json
 
+LIBRARIES = "libraries"
+
 
 def catalog(
-    kind: Annotated[str | None, typer.Argument(metavar="[devices|links|stores]", help="One kind of entry.")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(metavar="[devices|links|stores|libraries]", help="One kind of entry.")
+    ] = None,
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="One entry, with the source of each number.")
     ] = None,
@@ -26,10 +30,14 @@ def catalog(
     from simcore.reporting.views import catalog_view, nested_view
     from simcore.validation import suggestion
 
+    if kind == LIBRARIES:
+        _libraries(name, as_json)
+        return
     kinds = [known for known in KINDS if kind in (known, None)]
     if not kinds:
+        allowed = (*KINDS, LIBRARIES)
         raise InputError(
-            "unknown kind of entry", [Problem("kind", repr(kind), ", ".join(KINDS), suggestion(kind, KINDS))]
+            "unknown kind of entry", [Problem("kind", repr(kind), ", ".join(allowed), suggestion(kind, allowed))]
         )
     listing = Catalog([*(folders or ()), Path("calibration")])
     finders: dict[str, Callable[[str], Any]] = {
@@ -43,3 +51,21 @@ def catalog(
         return
     entries = {known: [asdict(finders[known](each)) for each in listing.names(known)] for known in kinds}
     show_json(entries) if as_json else show(catalog_view(entries))
+
+
+def _libraries(name: str | None, as_json: bool) -> None:
+    """Libraries of kernels, all or one, by the part of `engine.libraries` that takes them, and where they were measured."""
+    from costmodels.libraries import NAMES, known, measured_on
+    from simcore.errors import InputError, Problem
+    from simcore.reporting.views import libraries_view
+    from simcore.validation import suggestion
+
+    found = {table: {each: measured_on(table, each) for each in known(table)} for table in NAMES}
+    if name is not None:
+        found = {table: {name: listed[name]} for table, listed in found.items() if name in listed}
+    if not found:
+        allowed = sorted({each for table in NAMES for each in known(table)})
+        raise InputError(
+            "unknown library", [Problem("name", repr(name), ", ".join(allowed), suggestion(name, allowed))]
+        )
+    show_json(found) if as_json else show(libraries_view(found))

@@ -8,7 +8,7 @@ from simcore.plan import Collective, Compute, Plan, Read, Task, Transfer
 COMPUTE, COMMUNICATION, STORAGE = "compute", "communication", "storage"
 CLASSES = (COMPUTE, COMMUNICATION, STORAGE)
 
-PHASES: Mapping[str, str] = {"fwd": "forward", "bwd": "backward"}
+PHASES: Mapping[str, str] = {"host": "launches", "optimizer": "optimizer", "fwd": "forward", "bwd": "backward"}
 ALONG: Mapping[str, str] = {"tp": "tensor parallel", "cp": "context parallel", "ep": "expert parallel"}
 _NUMBER = re.compile(r"\d+")
 

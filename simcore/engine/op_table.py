@@ -12,7 +12,7 @@ from simcore.cost import Demand
 from simcore.engine.grouping import Partition, first_members
 from simcore.engine.placement import Costs, Demands, Ints, Site, Sites, Use
 from simcore.engine.state import ANSWERED, ASK, COMPUTE, FLOW, JOIN
-from simcore.plan import Compute, Op
+from simcore.plan import HOST, Compute, Op
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +142,8 @@ def _place_skewed(members: Ints) -> Placed:
 
 def _compute_row(op: Compute, c: int, device: DeviceSpec, cost: Costs) -> Row:
     estimate = cost.compute(op, device)
+    if op.stream == HOST:
+        return Row(kind=JOIN, latency=estimate.seconds, classes=(c,), estimate=estimate)
     return Row(kind=COMPUTE, work=estimate.seconds, classes=(c,), estimate=estimate)
 
 

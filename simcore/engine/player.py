@@ -108,7 +108,7 @@ def _start(s: State, node: int) -> None:
         else:
             _move(s, node)
     else:
-        schedule(s, node, now)
+        schedule(s, node, now + s.nodes[node].latency)
 
 
 @compiled

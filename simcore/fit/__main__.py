@@ -1,7 +1,8 @@
 """`python -m simcore.fit [NAMES] [--data FOLDER] [--holdout device source]`: write the fitted tables, all or those named.
 
 Without `--data` from the measurements that the project ships, which is what `make fit` does: the same rows give the same file.
-With `--holdout` also how far predictions are off for devices and sources that a fit has not seen, which takes minutes.
+With `--holdout` instead how far predictions are off for devices and sources that a fit has not seen (`holdout.yaml`), which
+takes minutes.
 """
 
 import argparse
@@ -13,14 +14,13 @@ import yaml
 from costmodels import fitted, measurements
 from costmodels.catalog import Catalog
 from costmodels.files import write_atomically
+from costmodels.prediction import Floats
 from simcore.fit import ORDER, fit_of, more_rows, rows_for
-from simcore.fit.holdout import left_out
-from simcore.progress import shown
-from simcore.tables import find
+from simcore.fit.holdout import KINDS, held_by, left_out
+from simcore.progress import Progress, part, shown
 from simcore.validate import summary
 
 TARGET = Path(fitted.__file__).parent
-KINDS = ("device", "source")
 HEADER = "# Written by `make fit`; do not edit.\n"
 
 
@@ -29,7 +29,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(ORDER))
     parser.add_argument("--data", type=Path, help="a folder of CSV files instead of the shipped tables")
-    parser.add_argument("--holdout", nargs="+", choices=KINDS, default=(), help="leave each of these out in turn")
+    parser.add_argument(
+        "--holdout", nargs="+", choices=KINDS, default=(), help="instead leave each of these out in turn"
+    )
     options = parser.parse_args()
     unknown = sorted(set(options.names) - set(ORDER))
     if unknown:
@@ -37,10 +39,12 @@ def main() -> None:
     chosen = [name for name in ORDER if name in (options.names or ORDER)]
     with shown("fit") as progress:
         for i, name in enumerate(chosen):
-            progress(i / len(chosen), name)
-            _write(name, {"provenance": _provenance(name, options.data), **_made(name, options.data)})
+            own = part(progress, i / len(chosen), (i + 1) / len(chosen))
             for kind in options.holdout:
-                _write_holdout(name, options.data, kind)
+                _write_holdout(name, options.data, kind, own)
+            if not options.holdout:
+                progress(i / len(chosen), name)
+                _write(name, {"provenance": _provenance(name, options.data), **_made(name, options.data)})
 
 
 def _made(name: str, folder: Path | None) -> dict[str, Any]:
@@ -63,17 +67,22 @@ def _write(name: str, found: dict[str, Any]) -> None:
     fitted.load.cache_clear()
 
 
-def _write_holdout(name: str, folder: Path | None, kind: str) -> None:
-    """Into `holdout.yaml`, beside what is there of other tables and kinds."""
+def _write_holdout(name: str, folder: Path | None, kind: str, progress: Progress | None) -> None:
+    """Into `holdout.yaml`, beside what is there of other tables and kinds: of all rows, and `each` device or source."""
     path = TARGET / "holdout.yaml"
     known: dict[str, Any] = yaml.safe_load(path.read_text()) if path.is_file() else {}
     frame = rows_for(name, folder)
-    column = find(name).groups[0] if kind == "device" else kind
-    if column not in frame.columns or frame[column].nunique() < 2:
+    held = held_by(name, frame, kind)
+    if held is None:
         return
-    errors = summary(left_out(name, frame, column))
-    known.setdefault(name, {})[kind] = {key: _rounded(value) for key, value in errors.items()}
+    error = left_out(name, frame, held, progress)
+    each = {value: _errors(error[(held == value).to_numpy()]) for value in sorted(held.dropna().unique())}
+    known.setdefault(name, {})[kind] = {**_errors(error), "each": {v: e for v, e in each.items() if e["covered"]}}
     _write("holdout", {key: known[key] for key in sorted(known)})
+
+
+def _errors(error: Floats) -> dict[str, float | int | None]:
+    return {key: value if key == "covered" else _rounded(value) for key, value in summary(error).items()}
 
 
 def _rounded(value: float | None) -> float | None:

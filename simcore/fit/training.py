@@ -14,6 +14,7 @@ import numpy as np
 from costmodels.catalog import Catalog
 from costmodels.prediction import Floats
 from simcore.tables import training as table
+from simcore.training.job_error import own_error
 from simcore.training.quick import Quick
 from simcore.training.quick_parts import Parts
 from simcore.training.rows import Job
@@ -53,10 +54,16 @@ class Remembering:
 
     def __init__(self, parts: Parts) -> None:
         self.workload, self.cluster, self.slowdown = parts.workload, parts.cluster, parts.slowdown
-        self.passes, self.send, self.replicas = (
-            lru_cache(maxsize=None)(found) for found in (parts.passes, parts.send, parts.replicas)
+        self.passes, self.accumulation, self.send, self.replicas = (
+            lru_cache(maxsize=None)(found) for found in (parts.passes, parts.accumulation, parts.send, parts.replicas)
         )
+        self.price = self.pass_kernels = self.accumulation_kernels = self.step_kernels = _nothing
         self.activations, self.elements = parts.activations, parts.elements
+
+
+def _nothing(_given: object) -> tuple[()]:
+    """What is kept needs no prices."""
+    return ()
 
 
 def fit(frame: "pd.DataFrame", catalog: Catalog) -> dict[str, Any]:
@@ -81,7 +88,7 @@ def fit(frame: "pd.DataFrame", catalog: Catalog) -> dict[str, Any]:
         residuals, start, bounds=(lowest - 1e-9, np.inf), loss="soft_l1", f_scale=0.05, diff_step=[1e-3] * len(names)
     )
     parameters = named(names, solved.x)
-    return {"parameters": parameters, "error": _bands(frame, jobs, parameters)}
+    return {"parameters": parameters, **_bands(frame, jobs, parameters)}
 
 
 def named(names: Sequence[tuple[str, str]], x: Floats) -> dict[str, Any]:
@@ -117,11 +124,18 @@ def _with(quick: Quick, job: Job, parameters: Mapping[str, Any]) -> Quick:
     return replace(quick, overheads=table.overheads_of(job, parameters))
 
 
-def _bands(frame: "pd.DataFrame", jobs: Sequence[Job | None], parameters: Mapping[str, Any]) -> dict[str, float]:
-    """By kind: four of five rows whose own numbers are trusted are closer."""
+def _bands(frame: "pd.DataFrame", jobs: Sequence[Job | None], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """By kind, of rows whose own numbers are trusted: `error`, which four of five are closer than, and `own`, which the errors of
+    the estimates that a prediction is made of stay below for four of five."""
     off: dict[str, list[float]] = {}
+    own: dict[str, list[float]] = {}
     for job, seconds, trust in zip(jobs, frame["iteration_s"], frame["confidence"], strict=True):
         if job is not None and str(trust).startswith("high"):
             found = abs(table.iteration(job, {"parameters": parameters}) / float(seconds) - 1)
             off.setdefault(table.kind_of(job), []).append(found)
-    return {kind: float(f"{np.quantile(each, 0.8):.3g}") for kind, each in sorted(off.items())}
+            own.setdefault(table.kind_of(job), []).append(own_error(job, table.overheads_of(job, parameters)))
+    return {"error": _quantiles(off), "own": _quantiles(own)}
+
+
+def _quantiles(found: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {kind: float(f"{np.quantile(each, 0.8):.3g}") for kind, each in sorted(found.items())}

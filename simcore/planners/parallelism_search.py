@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from simcore.checks import shortfalls
 from simcore.cluster import Cluster
-from simcore.engine.placement import Costs
 from simcore.errors import DoesNotFit, PlanError, Problem
 from simcore.plan import Plan
 from simcore.planners import fixed
@@ -23,7 +22,7 @@ from simcore.training.choice import Choice
 from simcore.training.configurations import Configurations, Limits, enumerate_all
 from simcore.training.plans import training_plan
 from simcore.training.quick import Quick
-from simcore.training.quick_parts import Parts
+from simcore.training.quick_parts import Parts, Prices
 from simcore.workloads.transformer_training import TransformerTraining
 
 Floats = NDArray[np.float64]
@@ -67,7 +66,7 @@ class Candidate:
 def plan(
     workload: object,
     cluster: Cluster,
-    cost: Costs,
+    cost: Prices,
     params: Params,
     *,
     evaluate: Callable[[Plan], float] | None = None,

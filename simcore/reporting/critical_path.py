@@ -186,7 +186,7 @@ class Partners:
         mask = self._masks.get((place, lane))
         if mask is None:
             if place not in self._instances:
-                self._instances[place] = _instances(self._plan, op)
+                self._instances[place] = meetings(self._plan, op)
             instances = self._instances[place]
             mine = (instances == self._first[lane]).any(axis=1)
             lanes = self._lane_of[instances[mine].reshape(-1)]
@@ -196,7 +196,7 @@ class Partners:
         return mask
 
 
-def _instances(plan: Plan, op: Collective | Transfer) -> Ints:
+def meetings(plan: Plan, op: Collective | Transfer) -> Ints:
     """Ranks that meet, one instance a row."""
     if isinstance(op, Collective):
         return plan.groups[op.group].instances(op.along)

@@ -32,7 +32,8 @@ class Memory:
 class Report:
     """Times in seconds, sizes in bytes, shares as fractions. `parts_s` and `idle_s` are of an average rank and iteration.
 
-    `error` maps metrics to the relative error that four of five predictions like it stay within, where that is known.
+    `error` maps metrics to the relative error that four of five predictions like it stay within, where that is known; `libraries`
+    kinds of kernels to the library that is assumed to run them.
     """
 
     plan: str
@@ -49,6 +50,7 @@ class Report:
     links: tuple[Mapping[str, Any], ...]
     warnings: tuple[str, ...]
     error: Mapping[str, float] = field(default_factory=dict)
+    libraries: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; the keys are stable."""
@@ -81,6 +83,7 @@ def report(plan: Plan, trace: Trace) -> Report:
         links=tuple(trace.extra.get("links", ())),
         warnings=(*trace.warnings, *_memory_warnings(memory)),
         error=trace.extra.get("error", {}),
+        libraries=trace.extra.get("libraries", {}),
     )
 
 

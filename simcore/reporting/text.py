@@ -74,7 +74,12 @@ def _heading(report: Report) -> RenderableType:
     made = f"{report.plan} on {report.ranks:,} ranks, {report.path}"
     lines = [Text(made, style="bold"), Text(f"plan {report.plan_digest[:16]}  backend {report.backend}", style="dim")]
     decisions = decisions_line(report.decisions)
-    return Group(*lines, Text(decisions)) if decisions else Group(*lines)
+    if decisions:
+        lines.append(Text(decisions))
+    if report.libraries:
+        named = ", ".join(f"{kernels} {library}" for kernels, library in report.libraries.items())
+        lines.append(Text(f"kernel libraries: {named}", style="dim"))
+    return Group(*lines)
 
 
 def decisions_line(decisions: Mapping[str, object], longest: int = 160) -> str:

@@ -105,6 +105,15 @@ def _stores(rows: Sequence[Mapping[str, Any]]) -> Table:
     return made
 
 
+def libraries_view(found: Mapping[str, Mapping[str, Sequence[str]]]) -> Table:
+    """Libraries of kernels by what they are for, and where they were measured."""
+    made = table("engine.libraries", ["name", "measured on"], texts=3)
+    for kernels, listed in found.items():
+        for name, places in listed.items():
+            made.add_row(kernels, name, ", ".join(places) or "-")
+    return made
+
+
 _VIEWS = {"devices": _devices, "links": _links, "stores": _stores}
 
 

@@ -100,9 +100,11 @@ def overheads_of(job: Job, parameters: Mapping[str, Any]) -> Overheads:
 def quick_of(job: Job, overheads: Overheads) -> Quick:
     cost = CostModel(job.cluster, NONE)
     if job.model.experts is not None:
-        parts: Parts = ExpertParts(job.workload, job.cluster, cost, experts=job.model.experts, ep=job.ep)
+        parts: Parts = ExpertParts(
+            job.workload, job.cluster, cost, experts=job.model.experts, ep=job.ep, by_layer=False
+        )
     else:
-        parts = Parts(job.workload, job.cluster, cost, early_stop=job.early_stop)
+        parts = Parts(job.workload, job.cluster, cost, early_stop=job.early_stop, by_layer=False)
     return Quick(
         parts,
         lambda table, i: _chosen(job.choice, table, i),
@@ -113,6 +115,7 @@ def quick_of(job: Job, overheads: Overheads) -> Quick:
         states=DEEPSPEED_STATES if job.framework == "deepspeed" else None,
         overhead_B=overhead_B(job),
         transient=1.0,
+        settles=True,
     )
 
 

@@ -125,8 +125,8 @@ class ChunkSizes:
         around = attention_block(model, part, mode) + mlp_block(model, part, mode)
         return around, attention_core(model, part, mode)
 
-    def ops(self, stage: int, piece: Piece, *, forward: bool) -> PieceOps:
-        """The ops of one pass through a piece on a stage."""
+    def ops(self, stage: int, piece: Piece, *, forward: bool, accumulates: bool = True) -> PieceOps:
+        """The ops of one pass through a piece on a stage; a backward pass `accumulates` its gradients."""
         around, core = self._parts
         model, n = self.workload.model, len(piece.layers)
         ring = self.choice.cp > 1 and self.choice.context_exchange == "ring" and n > 0
@@ -137,8 +137,9 @@ class ChunkSizes:
             work += head(model, self.slice)
         exposed, hidden = tensor_collectives(piece, self.choice, forward=forward)
         exchange = self._exchange(stage, n, forward=forward) if n else []
+        added = self.accumulation(piece) if accumulates and not forward else ()
         return PieceOps(
-            compute=_compute(stage, work.forward if forward else work.backward + self._accumulate(piece)),
+            compute=_compute(stage, work.forward if forward else work.backward + added),
             core=_compute(stage, (core * n).forward if forward else (core * n).backward) if ring else None,
             before=[] if ring else exchange,
             beside=self._tensor(stage, hidden, "tp_overlapped"),
@@ -146,7 +147,7 @@ class ChunkSizes:
             after=self._tensor(stage, exposed, "tp"),
         )
 
-    def _accumulate(self, piece: Piece) -> Kernels:
+    def accumulation(self, piece: Piece) -> Kernels:
         """Every microbatch adds its gradients to a buffer, as Megatron-LM's `main_grad`; with ZeRO 3 to the buffer of a shard.
 
         Where sums are wider than weights, the product that makes the gradient reads and writes the sum itself.

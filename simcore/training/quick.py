@@ -4,17 +4,19 @@ time = m passes of the slowest stage + (p - 1)/v passes of bubble (Narayanan et 
 hides + optimizer. Contention between communicators and the order of events are left to the simulator.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from costmodels import memory
+from costmodels.kernels import Kernel
 from simcore.training.choice import Choice
 from simcore.training.configurations import Configurations
 from simcore.training.overheads import NONE, Overheads
 from simcore.training.quick_parts import PASSES, SPENT, Parts
+from simcore.training.streaming_states import Streams, in_streams
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -22,7 +24,8 @@ Choose = Callable[[Configurations, int], Choice]
 """The full choice behind a row."""
 
 SLICE = ("tp", "cp", "microbatch", "recompute")
-MESH = ("dp", "tp", "cp", "pp", "zero")
+PLACES = ("dp", "tp", "cp", "pp")
+ADDING = [SPENT.index("streaming"), SPENT.index("kernels")]
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,8 @@ class Quick:
     `overheads` are what jobs add to kernels and collectives; without `overlap` gradients are reduced after all passes; with
     `gathers_beside` ZeRO 1 and 2 gather parameters during the next forward pass; `ends_count` as
     `Choice.ends_count_as_layers`; `states` are bytes of a parameter where a framework keeps others than usual; `transient` is the
-    share of a layer's activations that is there twice while its backward pass runs, as the gradients of them.
+    share of a layer's activations that is there twice while its backward pass runs, as the gradients of them; `settles` as in
+    `Streams`.
     """
 
     parts: Parts
@@ -44,30 +48,51 @@ class Quick:
     states: memory.States | None = None
     overhead_B: float = memory.OVERHEAD_B
     transient: float = 0.0
+    settles: bool = False
 
     def seconds(self, table: Configurations) -> Floats:
         """(rows,) of one iteration."""
         extra = self.overheads
         layer_f, layer_b, embed, head = self._passes(table)
-        (send,) = self._each(table, ("dp", "tp", "cp", "pp", "microbatch"), self.parts.send)
-        gather, reduce, last, step = self._each(table, MESH, self.parts.replicas)
-        layers = self._layers(table)
-        m = self._microbatches(table)
+        (send,) = self._each(table, (*PLACES, "microbatch"), self.parts.send)
+        gather, reduce, last, together, step = self._each(
+            table, (*PLACES, "zero"), self.parts.replicas, self.parts.step_kernels
+        )
+        m, layers = self._microbatches(table), self._layers(table)
         fetches, steady = table.zero == 3, (table.zero == 2) & (table.vpp == 1)
-        forward = self._beside(layers * layer_f, np.where(fetches, gather, 0.0))
-        backward = self._beside(layers * layer_b, np.where(fetches, gather + reduce, np.where(steady, reduce, 0.0)))
+        streams = Streams(
+            forward=layers * layer_f,
+            backward=layers * layer_b,
+            gather=np.where(fetches, gather, 0.0),
+            reduce=np.where(fetches | steady, reduce, 0.0),
+            together=together,
+            lost=max(self.parts.slowdown, extra.exposed),
+            settles=self.settles,
+        )
+        forward, backward, grows, leaving = in_streams(streams)
         passes = forward + backward + np.where(table.pp == 1, embed + head, np.maximum(embed, head))
-        bubble = (table.pp - 1) * ((forward + backward) / table.vpp + 2 * send)
-        left = np.where(fetches | steady, last, self._unhidden(table, reduce, last, backward))
+        empty, hops = _waiting(table, m)
+        bubble = empty * (forward + backward) + 2 * hops * send
+        after = np.maximum((m - 1) * grows + leaving, last)
+        left = np.where(fetches | steady, after, self._unhidden(table, reduce, last, backward))
         refill = np.where((table.zero == 1) | (table.zero == 2), self._refill(gather, forward), 0.0)
         whole = m * (passes + extra.microbatch_s) + bubble + left + step * extra.streaming + refill + extra.step_s
         return np.asarray(whole * extra.slowest(self.parts.cluster.n_ranks))
 
     def _passes(self, table: Configurations) -> tuple[Floats, Floats, Floats, Floats]:
         """Seconds of a layer forward and backward, of the embedding and of the head both ways."""
-        spent = self._each(table, SLICE, self.parts.passes).reshape(len(PASSES), len(SPENT), -1)
+        found = self._each(table, SLICE, self.parts.passes, self.parts.pass_kernels)
+        spent = found.reshape(len(PASSES), len(SPENT), -1)
+        spent[1::2, ADDING] += self._accumulation(table)
         each = [self._pass(dict(zip(SPENT, piece, strict=True))) for piece in spent]
         return each[0], each[1], each[2] + each[3], each[4] + each[5]
+
+    def _accumulation(self, table: Configurations) -> Floats:
+        """(layer embedding head, seconds launches, rows) of adding gradients to their sums; of shards with ZeRO 3."""
+        shards = np.where(table.zero == 3, table.dp * table.cp, 1)
+        columns = (table.tp, table.pp, shards)
+        seconds = self._each(table, columns, self.parts.accumulation, self.parts.accumulation_kernels)
+        return np.stack([seconds, seconds > 0], axis=1)
 
     def _pass(self, spent: dict[str, Floats]) -> Floats:
         """Tasks of a piece as they follow and hide each other in a plan."""
@@ -138,12 +163,41 @@ class Quick:
         """Of a replica; a smaller one at the end counts as its share."""
         return np.asarray(self.parts.workload.global_batch / (table.dp * table.microbatch), dtype=np.float64)
 
-    def _each(self, table: Configurations, names: Sequence[str], cost: Callable[[Choice], tuple[float, ...]]) -> Floats:
-        """(numbers, rows) of `cost`, computed once for all rows that agree in the named columns."""
-        keys = np.stack([getattr(table, name) for name in names], axis=1)
-        _, first, of_row = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-        found = np.array([cost(self.choose(table, int(i))) for i in first], dtype=np.float64)
-        return found[of_row.reshape(-1)].T
+    def _each(
+        self,
+        table: Configurations,
+        columns: Sequence[str | Ints],
+        cost: Callable[[Choice], tuple[float, ...]],
+        kernels: Callable[[Choice], Iterable[Kernel]] | None = None,
+    ) -> Floats:
+        """(numbers, rows) of `cost`, computed once for all rows that agree in the columns, named or given; `kernels` are what it
+        needs prices of."""
+        given = [getattr(table, column) if isinstance(column, str) else column for column in columns]
+        first, of_row = _distinct(given)
+        choices = [self.choose(table, int(i)) for i in first]
+        if kernels is not None:
+            self.parts.price(k for choice in choices for k in kernels(choice))
+        return np.array([cost(choice) for choice in choices], dtype=np.float64)[of_row].T
+
+
+def _distinct(columns: Sequence[Ints]) -> tuple[Ints, Ints]:
+    """First row of each distinct combination of the columns, and which one each row has."""
+    code = np.zeros(len(columns[0]), dtype=np.int64)
+    for column in columns:
+        values, place = np.unique(column, return_inverse=True)
+        code = code * len(values) + place.reshape(-1)
+    _, first, of_row = np.unique(code, return_index=True, return_inverse=True)
+    return first, of_row.reshape(-1)
+
+
+def _waiting(table: Configurations, m: Floats) -> tuple[Floats, Floats]:
+    """(rows,) passes that a stage waits for the others, and sends to the next stage that nothing hides, each way.
+
+    Where there are fewer microbatches than stages, every chunk waits until the first of them has been through all stages.
+    """
+    missing = np.where(table.vpp > 1, np.maximum(table.pp - m, 0.0), 0.0)
+    empty = (table.pp - 1 + missing * (table.vpp - 1)) / table.vpp
+    return np.asarray(empty), np.where(missing > 0, table.pp * table.vpp, table.pp) - 1.0
 
 
 def _passes_in_flight(table: Configurations) -> Ints:

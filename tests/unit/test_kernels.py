@@ -42,5 +42,16 @@ def test_backward_of_attention_is_two_and_a_half_times_forward() -> None:
 def test_names_are_those_that_have_bytes() -> None:
     shape = {"rows": 4, "cols": 4, "vocab": 8, "params": 4, "elements": 4, "m": 4, "n": 4, "k": 4}
     shape |= {"batch": 1, "q_len": 4, "kv_len": 4, "heads": 1, "kv_heads": 1, "head_dim": 4, "causal": 0}
+    shape |= {
+        "channels": 4,
+        "height": 4,
+        "width": 4,
+        "filters": 4,
+        "kernel_h": 3,
+        "kernel_w": 3,
+        "out_h": 4,
+        "out_w": 4,
+    }
+    shape |= {"groups": 1, "data": 1, "inputs": 4, "outputs": 4, "reads": 4, "writes": 4}
     for name in sorted(NAMES):
         assert nbytes(kernel(name, "float32", **shape)) > 0

@@ -42,3 +42,41 @@ def test_what_was_not_measured_is_left_to_the_roofline() -> None:
 @pytest.mark.parametrize(("size", "seconds"), [(1, 1e-4), (1500, 1.5e-4), (4000, 5e-4), (6000, 8e-4)])
 def test_messages_between_and_beyond_points(size: int, seconds: float) -> None:
     assert link_seconds(LINK, "all_reduce", 2, size) == pytest.approx(seconds)
+
+
+INSIDE = replace(
+    DEVICE,
+    measured={
+        **DEVICE.measured,
+        "in_model": 1.5,
+        "operators": {
+            "gemm": [
+                {"m": 300, "n": 300, "k": 300, "seconds": 7e-3},
+                {"batch": 4, "m": 8, "n": 8, "k": 8, "seconds": 2e-5},
+            ],
+            "cast": [{"elements": 1000, "bits": 8, "seconds": 1e-5}, {"elements": 9000, "bits": 8, "seconds": 9e-5}],
+            "gemm:int8": [{"m": 64, "n": 64, "k": 64, "narrowed": 1, "seconds": 4e-4}],
+        },
+    },
+)
+
+
+def test_what_was_measured_inside_a_model_counts_as_it_is() -> None:
+    assert kernel_seconds(kernel("gemm", "float32", m=300, n=300, k=300, count=3), INSIDE) == pytest.approx(21e-3)
+    assert kernel_seconds(kernel("gemm", "float32", batch=4, m=8, n=8, k=8), INSIDE) == pytest.approx(2e-5)
+
+
+def test_other_sizes_come_from_what_was_measured_alone_if_there_is_any() -> None:
+    found = kernel_seconds(kernel("gemm", "float32", m=256, n=256, k=256), INSIDE)
+    assert found == pytest.approx(1.5e-3)
+
+
+def test_kernels_without_a_table_of_their_own_lie_between_points_inside_models() -> None:
+    found = kernel_seconds(kernel("cast", "float32", elements=3000, bits=8), INSIDE)
+    assert found == pytest.approx(3e-5)
+    assert kernel_seconds(kernel("cast", "float32", elements=3000, bits=16), INSIDE) is None
+
+
+def test_a_dtype_has_a_table_of_its_own() -> None:
+    assert kernel_seconds(kernel("gemm", "int8", m=64, n=64, k=64, narrowed=1), INSIDE) == pytest.approx(4e-4)
+    assert kernel_seconds(kernel("gemm", "bfloat16", m=64, n=64, k=64), INSIDE) is None

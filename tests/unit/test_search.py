@@ -1,5 +1,6 @@
 """The search against brute force on small clusters, its closed form against the simulator, and what it says when nothing fits."""
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -7,14 +8,20 @@ import numpy as np
 import pytest
 
 from simcore.cost import CostModel
+from simcore.engine.simulate import simulate
 from simcore.errors import DoesNotFit, PlanError
+from simcore.plan import Compute
 from simcore.planners import fixed
 from simcore.planners.parallelism_search import Params, plan
 from simcore.scenario import Scenario, load
 from simcore.sim import SimBackend
-from simcore.training.choice import problems_of
-from simcore.training.configurations import COLUMNS, RECOMPUTE, Limits, divisors, enumerate_all
+from simcore.tables.training import table_of
+from simcore.training.choice import Choice, problems_of
+from simcore.training.configurations import COLUMNS, RECOMPUTE, Configurations, Limits, divisors, enumerate_all
+from simcore.training.overheads import NONE
 from simcore.training.plans import training_plan
+from simcore.training.quick import Quick
+from simcore.training.quick_parts import Parts
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -102,3 +109,52 @@ def test_when_nothing_divides_it_says_so() -> None:
     scenario = load(ROOT / "scenarios" / "search_70b_64.yaml", ("workload.global_batch=1", "cluster.nodes=81"))
     with pytest.raises(PlanError, match="no parallelism divides"):
         scenario.plan()
+
+
+def test_a_configuration_costs_the_same_whatever_is_weighed_beside_it() -> None:
+    """ZeRO 3 adds gradients to sums of shards, the others to whole ones, although all else that they compute is the same."""
+    table = enumerate_all(small().workload(), 4, Limits(max_tp=4, max_cp=1, max_vpp=1, max_microbatch=2))
+    together = quick_of(small()).seconds(table)
+    alone = [quick_of(small()).seconds(table[np.array([i])])[0] for i in range(len(table))]
+    assert np.allclose(together, alone, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"dp": 4, "zero": 3},
+        {"dp": 4, "zero": 3, "microbatch": 2, "recompute": "full"},
+        {"dp": 2, "pp": 2, "vpp": 2, "microbatch": 4},
+        {"pp": 4, "vpp": 1, "microbatch": 4},
+    ],
+)
+def test_the_closed_form_follows_the_simulator(given: dict[str, int | str]) -> None:
+    """Gradients that leave while parameters come; chunks that wait where there are fewer microbatches than stages."""
+    scenario = small()
+    workload, cluster = scenario.workload(), scenario.cluster()
+    choice = fixed.choice_of(fixed.Params.model_validate({**given, "detail": "chunk"}), workload, 4)
+    simulated = simulate(training_plan(workload, choice, cluster), cluster, CostModel(cluster)).makespan_s
+    assert quick_of(scenario).seconds(table_of(choice))[0] == pytest.approx(simulated, rel=0.05)
+
+
+def quick_of(scenario: Scenario) -> Quick:
+    workload, cluster = scenario.workload(), scenario.cluster()
+
+    def choose(table: Configurations, row: int) -> Choice:
+        return fixed.choice_of(fixed.Params.model_validate({**table.row(row), "detail": "chunk"}), workload, 4)
+
+    return Quick(Parts(workload, cluster, CostModel(cluster)), choose)
+
+
+def test_kernels_cost_the_same_one_by_one_and_together() -> None:
+    """Products, attention and what streams, forward and backward, also several launches of one."""
+    scenario = small()
+    workload, device = scenario.workload(), scenario.cluster().devices[0]
+    kernels = list(
+        quick_of(scenario).parts.pass_kernels(fixed.choice_of(fixed.Params(tp=2, detail="chunk"), workload, 4))
+    )
+    kernels += [replace(k, count=3) for k in kernels]
+    for overheads in (None, NONE):
+        cost = CostModel(scenario.cluster(), overheads)
+        each = [cost.compute(Compute(group="all", kernels=(k,)), device).seconds for k in kernels]
+        assert cost.seconds_each(kernels, device) == pytest.approx(each, rel=1e-12)

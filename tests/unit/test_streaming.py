@@ -35,8 +35,9 @@ DEVICES = (
     "server_cpu",
     "tpu_v5e",
 )
-STREAMS = sorted(NAMES - {"gemm", "attention", "attention_backward"})
+STREAMS = sorted(NAMES - {"gemm", "attention", "attention_backward", "conv2d", "conv2d_backward"})
 SHAPE = {"rows": 4096, "cols": 2048, "vocab": 32000, "params": 10**7, "elements": 10**7}
+SHAPE |= dict.fromkeys(("inputs", "outputs", "reads", "writes"), 10**7)
 
 
 @pytest.mark.parametrize("name", DEVICES)

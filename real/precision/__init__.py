@@ -1,0 +1,1 @@
+"""Training in mixed precision on real devices: operators of torch modules, named as in plans."""

@@ -1,0 +1,43 @@
+"""What stands in the way of running a plan of `operator_training` here."""
+
+from collections.abc import Iterator
+
+from real.precision.models import NAMES
+from real.precision.training import RATES
+from simcore.errors import Problem
+from simcore.plan import Plan
+
+NEEDED = ("precision", "batch", "buckets")
+
+
+def lacking(plan: Plan, most_ranks: int) -> list[Problem]:
+    """Every obstacle, and what would have to change."""
+    return list(_lacking(plan, most_ranks))
+
+
+def _lacking(plan: Plan, most_ranks: int) -> Iterator[Problem]:
+    missing = [name for name in NEEDED if name not in plan.decisions]
+    if missing:
+        yield Problem("decisions", f"without {', '.join(missing)}", ", ".join(NEEDED), "Plan it again.")
+        return
+    if plan.n_ranks > most_ranks:
+        advice = "Real runs need a process for each rank: take a smaller cluster."
+        yield Problem("n_ranks", str(plan.n_ranks), f"at most {most_ranks} on this machine", advice)
+    model = str(plan.workload.get("model"))
+    if model not in NAMES and ":" not in model:
+        yield Problem(
+            "workload.model",
+            repr(model),
+            f"{', '.join(NAMES)}, or package.module:function",
+            "A graph alone has no numbers.",
+        )
+    optimizer = str(plan.workload.get("optimizer"))
+    if optimizer not in RATES:
+        yield Problem("workload.optimizer", repr(optimizer), ", ".join(RATES))
+    groups = [name for name in plan.decisions["precision"] if name in plan.groups]
+    ranks = sorted(int(r) for name in groups for r in plan.groups[name].ranks().reshape(-1))
+    if ranks != list(range(plan.n_ranks)):
+        yield Problem("decisions.precision", f"for ranks {ranks}", f"each of {plan.n_ranks} ranks in one group")
+    without = [name for name in groups if name not in plan.decisions["batch"]]
+    if without:
+        yield Problem("decisions.batch", f"nothing for {', '.join(without)}", "samples of a rank of each group")

@@ -1,0 +1,165 @@
+"""One precision for all operators of a class of devices."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from costmodels.errors import DataError
+from costmodels.precision import BITS, PRECISIONS
+from costmodels.units import parse
+from simcore.cluster import Cluster
+from simcore.engine.placement import Costs
+from simcore.errors import DoesNotFit, PlanError, Problem
+from simcore.plan import Plan
+from simcore.progress import Progress
+from simcore.qsync.local import INDEX, LocalGraph
+from simcore.qsync.plans import DeviceClass, device_classes, precision_plan
+from simcore.qsync.replay import replayer
+from simcore.qsync.settings import memory_B, setting
+from simcore.qsync.tables import bucket_names, local_graph
+from simcore.quantity import Bytes
+from simcore.workloads.operator_training import OperatorTraining
+
+MiB = 1024.0**2
+
+Precision = Literal["int8", "fp8", "float16", "bfloat16", "tf32", "float32"]
+
+
+class Common(BaseModel):
+    """What planners of precisions share."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    memory: dict[str, str | float] = Field(
+        default_factory=dict, description='Memory that may be used, by device: "30 %", "5 GB"; default: all of it.'
+    )
+    bucket: Bytes = Field(25 * MiB, description="Gradients reduced together.")
+    first_bucket: Bytes = Field(MiB, description="The same for the first ones.")
+    rounding: Literal["nearest", "stochastic"] = Field("nearest", description="How numbers become narrow.")
+    scaling: Literal["tensor", "channel"] = Field("tensor", description="What shares a scale in 8 bits.")
+
+
+class Params(Common):
+    """The precision."""
+
+    precision: Precision | dict[str, Precision] = Field(
+        "float32", description="What operators compute in, or that by device; others compute in float32."
+    )
+
+
+def plan(
+    workload: object,
+    cluster: Cluster,
+    cost: Costs,
+    params: Params,
+    *,
+    evaluate: Callable[[Plan], float] | None = None,  # noqa: ARG001 - nothing to choose between
+    progress: Progress | None = None,  # noqa: ARG001 - done at once
+) -> Plan:
+    """The plan. An operator without the precision asked for takes the next wider one, which `decisions["widened"]` counts.
+
+    Raises `PlanError` for what does not suit workload and cluster, `DoesNotFit` for more memory than there is.
+    """
+    if not isinstance(workload, OperatorTraining):
+        raise other_workload("uniform_precision")
+    classes = device_classes(cluster)
+    limits = memory_limits(params.memory, classes)
+    batch = even_batch(workload, cluster.n_ranks)
+    locals_ = {c.name: tables(workload, c, batch, cost, params) for c in classes}
+    asked = {c.name: asked_of(params.precision, c.name) for c in classes}
+    chosen = {name: uniform(local, asked[name]) for name, local in locals_.items()}
+    refuse_what_does_not_fit(locals_, chosen, limits)
+    found = replayer([locals_[c.name] for c in classes], cluster, cost).replay(
+        [setting(locals_[c.name], chosen[c.name]) for c in classes]
+    )
+    decisions: dict[str, Any] = {
+        "system": "uniform_precision",
+        "rounding": params.rounding,
+        "scaling": params.scaling,
+        "widened": {name: widened(chosen[name], asked[name]) for name in chosen},
+        "memory_limit_B": limits,
+        "predicted": {"iteration_s": found.iteration_s},
+    }
+    return precision_plan(workload, cluster, locals_, chosen, decisions=decisions)
+
+
+def other_workload(planner: str) -> PlanError:
+    """The error of a planner that plans precisions and nothing else."""
+    problem = Problem("planner.name", planner, "a planner for this workload", f"{planner} plans operator_training.")
+    return PlanError("a planner for another workload", [problem])
+
+
+def tables(workload: OperatorTraining, of: DeviceClass, batch: int, cost: Costs, params: Common) -> LocalGraph:
+    """The tables of one class."""
+    buckets = bucket_names(workload.graph, params.first_bucket, params.bucket)
+    kernel = workload.optimizer_kernel
+    return local_graph(workload.graph, of.device, batch, cost, optimizer=kernel, buckets=buckets)
+
+
+def even_batch(workload: OperatorTraining, n_ranks: int) -> int:
+    """Samples on each rank. Raises `PlanError` where they do not come out even."""
+    samples = workload.samples(n_ranks)
+    if samples % n_ranks:
+        problem = Problem("workload.global_batch", str(samples), f"a multiple of {n_ranks}, the ranks of the cluster")
+        raise PlanError("a batch that ranks cannot share evenly", [problem])
+    return samples // n_ranks
+
+
+def asked_of(precision: str | Mapping[str, str], name: str) -> str:
+    """The precision that was asked for on a class."""
+    return precision if isinstance(precision, str) else precision.get(name, "float32")
+
+
+def uniform(local: LocalGraph, asked: str) -> dict[str, str]:
+    """Every adjustable operator in `asked`, or in the next wider precision that it has on the device."""
+    wider = PRECISIONS[INDEX[asked] :]
+    enough = [p for p in wider if BITS[p] >= BITS[asked]]
+    return {
+        local.graph.operators[i].name: next(p for p in enough if local.allowed[i, INDEX[p]])
+        for i in local.adjustable.tolist()
+    }
+
+
+def widened(chosen: Mapping[str, str], asked: str) -> dict[str, int]:
+    """How many operators compute in another precision than asked for, by that precision."""
+    return {p: n for p in PRECISIONS if p != asked and (n := list(chosen.values()).count(p))}
+
+
+def memory_limits(given: Mapping[str, str | float], classes: tuple[DeviceClass, ...]) -> dict[str, float]:
+    """Bytes that each class may use. Raises `PlanError` naming every entry that is wrong."""
+    limits = {c.name: c.device.memory_B for c in classes}
+    problems = [
+        Problem(f"planner.memory.{name}", name, ", ".join(limits), "Name a device of the cluster.")
+        for name in given
+        if name not in limits
+    ]
+    for name in [n for n in given if n in limits]:
+        try:
+            limits[name] = min(_bytes(given[name], limits[name]), limits[name])
+        except (ValueError, DataError):
+            problems.append(Problem(f"planner.memory.{name}", repr(given[name]), 'a share such as "30 %", or "5 GB"'))
+    if problems:
+        raise PlanError("limits of memory that cannot be", problems)
+    return limits
+
+
+def _bytes(given: str | float, whole_B: float) -> float:
+    if isinstance(given, str) and given.rstrip().endswith("%"):
+        return float(given.rstrip()[:-1]) / 100.0 * whole_B
+    return parse(given, "bytes")
+
+
+def refuse_what_does_not_fit(
+    locals_: Mapping[str, LocalGraph], chosen: Mapping[str, Mapping[str, str]], limits: Mapping[str, float]
+) -> None:
+    """Raise `DoesNotFit` with what every class lacks."""
+    problems = []
+    for name, local in locals_.items():
+        needed = memory_B(local, setting(local, chosen[name]))
+        if needed > limits[name]:
+            lacking = f"{(needed - limits[name]) / 1e9:.2f} GB are lacking: fewer bits, or a smaller batch"
+            given, allowed = f"{needed / 1e9:.2f} GB", f"{limits[name] / 1e9:.2f} GB"
+            problems.append(Problem(f"memory of {name}", given, allowed, lacking))
+    if problems:
+        raise DoesNotFit("these precisions do not fit the memory of the cluster", problems)
