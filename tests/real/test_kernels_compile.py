@@ -69,7 +69,15 @@ def test_interpreted_kernels_are_not_compiled() -> None:
 
 
 @pytest.mark.slow
-def test_all_of_them_compile_without_spills(tmp_path: Path) -> None:
-    done = run(tmp_path, "-m", "real.kernels.compile_ahead")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert len(done.stdout.splitlines()) > 250
+def test_every_fourth_of_them_compiles_without_spills(tmp_path: Path) -> None:
+    """`python -m real.kernels.compile_ahead` compiles all, which takes minutes."""
+    script = """
+from real.kernels.compile_ahead import CAPABILITIES, cases, compiled
+for name, case in list(cases())[::4]:
+    for capability in CAPABILITIES:
+        print(compiled(name, case(capability), capability).problems == [])
+"""
+    done = run(tmp_path, "-c", script)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) > 60
+    assert set(done.stdout.split()) == {"True"}
