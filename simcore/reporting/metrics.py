@@ -16,6 +16,7 @@ UNITS: Mapping[str, str] = {
     "iteration_mean_s": "s",
     "makespan_s": "s",
     "tokens_per_s": "/s",
+    "samples_per_s": "/s",
     "flop_per_s_per_device": "flop/s",
     "mfu": "share",
     "compute_share": "share",
@@ -65,10 +66,12 @@ def _shares(spent: Occupation) -> dict[str, float | None]:
 
 
 def _throughput(plan: Plan, trace: Trace, iteration_s: float) -> dict[str, float | None]:
-    tokens, flops = plan.workload.get("tokens_per_iteration"), plan.workload.get("flops_per_iteration")
-    found: dict[str, float | None] = {}
-    if tokens:
-        found["tokens_per_s"] = tokens / iteration_s
+    found: dict[str, float | None] = {
+        f"{what}_per_s": plan.workload[f"{what}_per_iteration"] / iteration_s
+        for what in ("tokens", "samples")
+        if plan.workload.get(f"{what}_per_iteration")
+    }
+    flops = plan.workload.get("flops_per_iteration")
     if flops:
         found["flop_per_s_per_device"] = flops / iteration_s / plan.n_ranks
         peak = _total(trace, lambda device: device.get("flop_per_s", {}).get(plan.workload.get("precision")))

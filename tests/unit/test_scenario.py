@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from costmodels.libraries import known
+from simcore.api import run
 from simcore.errors import ScenarioError
 from simcore.scenario import load
 from tests.unit.toys import SCENARIO, write_scenario
@@ -137,3 +139,18 @@ def test_a_calibration_folder_beside_the_scenario_is_searched(tmp_path: Path) ->
     (tmp_path / "calibration").rename(elsewhere)
     assert "cluster.device" in problems_of(path, "cluster.device=mine")
     assert load(path, ["cluster.device=mine"], [elsewhere]).cluster().device(0).name == "mine"
+
+
+def test_kernels_of_the_named_libraries_run_and_the_report_says_so(tmp_path: Path) -> None:
+    path = write_scenario(tmp_path, SCENARIO.replace("a100_sxm_80", "h100_sxm"))
+    plain, named = run(path).report, run(load(path, ["engine.libraries={gemm: sglang, attention: flash3}"])).report
+    assert plain.libraries["gemm"].startswith("typical")
+    assert named.libraries == {"gemm": "sglang", "attention": "flash3"}
+    assert named.metrics["iteration_s"] != plain.metrics["iteration_s"]
+
+
+def test_libraries_that_no_fit_tells_apart_are_refused_with_those_that_are(tmp_path: Path) -> None:
+    told = problems_of(write_scenario(tmp_path), "engine.libraries={gemm: trtlm, attention: flash9}")
+    assert ", ".join(known("gemm")) in told["engine.libraries.gemm"]
+    assert "Did you mean trtllm?" in told["engine.libraries.gemm"]
+    assert "flash3" in told["engine.libraries.attention"]
