@@ -5,8 +5,8 @@
 
     exact(local_graphs, sensitivities, shares, limits_B, time_limit_s, bucket_s, held=..., solver_limit_s=...) -> Exact
 
-All arguments but the last four are mappings by the name of the class. It measures how far an allocator is from the best, and plans
-by itself where there is time for it.
+Arguments are mappings by the name of the class, but for the time, `Replayer.bucket_s` and the solver's limit. It measures how far
+an allocator is from the best. Time grows with how alike operators are: where hundreds are, a `gap` of 1e-4 is found sooner.
 
 Classes meet only where gradients are reduced, and given the time T that an iteration may take they do not meet at all. Bucket b has
 to start by
