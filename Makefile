@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt
 SCENARIO ?= scenarios/quickstart.yaml
 
-.PHONY: demo test lint fast-test benchmark variations precision-variations golden fit clean
+.PHONY: demo test lint fast-test benchmark variations accuracy precision-variations golden fit clean
 
 demo: $(VENV)/.real calibration/devices/this_machine.yaml  ## predict a training plan on this machine, run it, compare
 	$(BIN)/windtunnel compare $(SCENARIO)
@@ -31,6 +31,9 @@ variations: $(VENV)/.real calibration/devices/this_machine.yaml  ## predicted an
 precision-variations: $(VENV)/.real calibration/devices/this_machine.yaml  ## the same for plans of mixed precision
 	$(BIN)/windtunnel calibrate --operators small_resnet:144,192,240 --operators small_transformer:32,48,64
 	$(BIN)/python -m real.precision.variations
+
+accuracy: $(VENV)/.real  ## accuracy of small networks trained in several precisions
+	$(BIN)/python -m real.precision.accuracy
 
 golden: $(VENV)/.dev  ## write the expected reports anew; read the difference before committing it
 	$(BIN)/python -m tests.golden.update

@@ -104,7 +104,7 @@ def arithmetic(kind: str, precision: str, device: torch.device, *, emulate: bool
     if precision == "int8":
         from real.kernels import paths
 
-        return f"{paths.chosen(device)} int8, int32 sums"
+        return f"{paths.path_of(device)} int8, int32 sums"
     if widens(torch.empty(0, dtype=STORED[precision], device=device)):
         return f"torch float32 on {precision} numbers"
     return f"torch {precision}"

@@ -7,7 +7,7 @@ float16, 242 to 1530 ms in its bfloat16, depending on the layout, and 597 to 907
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Literal
 
 import torch
@@ -140,20 +140,18 @@ def _cuts(length: int, step: int) -> Iterator[slice]:
 
 
 def by_integers(product: Product, v: Tensor, w: Tensor) -> Tensor:
-    """By the integer kernels of `real.kernels`: Triton's where the GPU has them, torch's own otherwise."""
+    """By the integer kernels of `real.kernels`: Triton's where the device has them, torch's own otherwise."""
     from real.kernels import paths
 
+    kernels = paths.kernels_of(paths.path_of(v.device))
     if product.kind == "conv2d":
         where = {"stride": product.stride, "padding": product.padding, "dilation": product.dilation}
-        return paths.int8_conv2d(v.device)(v, w, groups=product.groups, out_dtype=torch.int32, **where)
-    gemm = partial(paths.int8_gemm(v.device), out_dtype=torch.int32)
+        return kernels.int8_conv2d(v, w, groups=product.groups, out_dtype=torch.int32, **where)
     if product.kind == "linear":
-        rows = gemm(v.flatten(0, -2), w.mT if product.transposed else w)
+        rows = kernels.int8_gemm(v.flatten(0, -2), w.mT if product.transposed else w, out_dtype=torch.int32)
         return rows.unflatten(0, v.shape[:-1])
     batch = torch.broadcast_shapes(v.shape[:-2], w.shape[:-2])
-    v, w = v.expand(*batch, *v.shape[-2:]), w.mT.expand(*batch, *w.mT.shape[-2:])
-    return (
-        gemm(v.reshape(-1, *v.shape[-2:]), w.reshape(-1, *w.shape[-2:]))
-        .unflatten(0, batch or (1,))
-        .view(*batch, v.shape[-2], w.shape[-2])
-    )
+    columns = w.mT
+    left = v.expand(*batch, *v.shape[-2:]).reshape(-1, *v.shape[-2:])
+    right = columns.expand(*batch, *columns.shape[-2:]).reshape(-1, *columns.shape[-2:])
+    return kernels.int8_gemm(left, right, out_dtype=torch.int32).reshape(*batch, v.shape[-2], w.shape[-1])
