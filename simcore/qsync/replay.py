@@ -29,6 +29,7 @@ class Replayed:
     iteration_s: float
     class_s: tuple[float, ...]
     computed_s: tuple[float, ...]  # end of each class's backward pass
+    ready_s: tuple[tuple[float, ...], ...]  # by bucket: when each class has it ready
     bucket_start_s: tuple[float, ...]
     bucket_end_s: tuple[float, ...]
 
@@ -43,9 +44,10 @@ class Replayer:
     def replay(self, settings: Sequence[Setting]) -> Replayed:
         """An iteration with a setting for each class, in their order."""
         runs = [_Run(local, chosen) for local, chosen in zip(self.locals, settings, strict=True)]
-        end, starts, ends = 0.0, [], []
+        end, readies, starts, ends = 0.0, [], [], []
         for b, seconds in enumerate(self.bucket_s.tolist()):
-            ready = [run.advance(run.step_of(b)) for run in runs]
+            ready = tuple(run.advance(run.step_of(b)) for run in runs)
+            readies.append(ready)
             start = max(end, *ready)
             end = start + seconds
             starts.append(start)
@@ -58,6 +60,7 @@ class Replayer:
             iteration_s=max(class_s),
             class_s=class_s,
             computed_s=computed,
+            ready_s=tuple(readies),
             bucket_start_s=tuple(starts),
             bucket_end_s=tuple(ends),
         )
