@@ -12,6 +12,7 @@ from real.buckets import BucketReducer
 from real.data import Batches
 from real.marks import mark
 from real.model import build_model
+from real.precision.allocations import standing
 from real.recorder import Recorder
 from real.sharded import Where, shard_units
 from real.tensor_parallel import Sum, shard, sum_over
@@ -49,6 +50,16 @@ def mesh_of(plan: Plan, device: torch.device) -> Mesh:
         device=device,
         devices=devices,
     )
+
+
+def start_libraries(plan: Plan, device: torch.device) -> None:
+    """A step of a tiny model of the plan's kind: what is loaded at first use is there afterwards, and no memory model counts it."""
+    shape = {**plan.workload["model"], "layers": 1, "hidden": 8, "ffn": 8, "vocab": 8, "max_len": 8}
+    shape |= {"heads": 1, "kv_heads": 1, "head_dim": 8}
+    model = build_model(shape, plan.workload["precision"], 0).to(device)
+    tokens = torch.zeros(1, 8, dtype=torch.int64, device=device)
+    cross_entropy(model(tokens, use_cache=False).logits.float().flatten(0, 1), tokens.flatten()).backward()
+    torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True).step()
 
 
 class Trainer:
@@ -157,6 +168,11 @@ class Trainer:
             return self.model(tokens)  # type: ignore[no-any-return]
         finally:
             self.model.forward = inner  # type: ignore[method-assign]
+
+    def standing(self) -> list[torch.Tensor] | None:
+        """Tensors that exist between iterations; None where FSDP2 keeps them."""
+        buckets = self.reducer.buckets if self.reducer else []
+        return None if self.where else standing(self.model, self.optimizer, [b.gradients for b in buckets])
 
     def close(self) -> None:
         """End what does not end by itself."""

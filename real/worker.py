@@ -24,7 +24,7 @@ from real.precision.placing import HAS, OPERATORS, limit_of
 from real.precision.training import OperatorTrainer
 from real.process import joined
 from real.recorder import Recorder
-from real.training import Trainer, mesh_of
+from real.training import Trainer, mesh_of, start_libraries
 from simcore.plan import Plan
 
 PLAN, RESULT = "plan.json", "rank{rank}.json"
@@ -45,6 +45,8 @@ def main() -> None:
         plan = Plan.load(folder / PLAN)
         known = json.loads((folder / HAS).read_text())[rank]
         materials = gather(plan, rank, device, known) if plan.workload["name"] == OPERATORS else None
+        if materials is None:
+            start_libraries(plan, device)
         limit = MemoryLimit.start(rank, limit_of(plan, rank), device)
         try:
             result = _train(plan, device, known, materials, limit, report)
@@ -77,9 +79,10 @@ def _train(
             begun = Clock.now()
         loss, bound = _iteration(trainer, recorder, i)
         losses.append(loss)
-        if i == -1 and isinstance(trainer, OperatorTrainer):
+        if i == -1:
             tensors_B = _tensors_B(trainer, limit)
-            limit.hold(tensors_B)
+            if tensors_B is not None:
+                limit.hold(tensors_B)
         if i >= 0:
             bounds.append(bound)
     spent = Clock.now().since(begun)
@@ -94,13 +97,20 @@ def _train(
     }
 
 
-def _tensors_B(trainer: OperatorTrainer, limit: MemoryLimit) -> int:
-    """The most bytes of tensors in an iteration; where torch does not count them, in one more that is watched."""
+def _tensors_B(trainer: Trainer | OperatorTrainer, limit: MemoryLimit) -> int | None:
+    """The most bytes of tensors in an iteration; where torch does not count them, in one more that is watched.
+
+    None where FSDP2 keeps them; that iteration is run all the same, so that every kind of plan goes through the same batches.
+    """
     if limit.cuda:
         return limit.used_B()
     trainer.recorder.iteration = -1
     trainer.prepare()
-    return peak_B(trainer.iteration, trainer.standing())
+    standing = trainer.standing()
+    if standing is None:
+        trainer.iteration()
+        return None
+    return peak_B(trainer.iteration, standing)
 
 
 def _trainer(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 
@@ -17,9 +17,11 @@ def peak_B(run: Callable[[], object], before: Iterable[Tensor]) -> int:
     for event in sorted(events, key=lambda e: e.start_ns()):
         now += event.nbytes()
         most = max(most, now)
-    return most + sum(size_B(t) for t in before)
+    return most + sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in before}.values())
 
 
-def size_B(x: Tensor) -> int:
-    """Bytes of its own memory; a view of another tensor counts as that."""
-    return x.untyped_storage().nbytes() if isinstance(x, torch.Tensor) else 0
+def standing(module: nn.Module, optimizer: torch.optim.Optimizer, messages: Iterable[Tensor]) -> list[Tensor]:
+    """Tensors that exist between iterations; views share their memory and `peak_B` counts it once."""
+    kept = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    return [*module.parameters(), *module.buffers(), *trained, *kept, *messages]

@@ -9,6 +9,7 @@ from torch import nn
 
 from costmodels.precision import Way
 from real.buckets import BucketReducer
+from real.precision.allocations import standing
 from real.precision.batches import on_device
 from real.precision.binding import bind
 from real.precision.materials import Materials
@@ -111,9 +112,7 @@ class OperatorTrainer:
 
     def standing(self) -> list[torch.Tensor]:
         """Tensors that exist between iterations."""
-        module, states = self.model.module, self.optimizer.state.values()
-        kept = [v for state in states for v in state.values() if isinstance(v, torch.Tensor)]
-        return [*module.parameters(), *module.buffers(), *kept, *(b.gradients for b in self.reducer.buckets)]
+        return standing(self.model.module, self.optimizer, [b.gradients for b in self.reducer.buckets])
 
     def close(self) -> None:
         """End what does not end by itself."""
