@@ -8,7 +8,7 @@ from math import prod
 
 from costmodels.kernels import INDEX_B, WIDTH_B
 from costmodels.operator_graph import Operator, OperatorGraph
-from costmodels.precision import ADJUSTABLE
+from costmodels.precision import ADJUSTABLE, Flow
 
 OVERHEAD_B = 1e9
 """Assumption: the context of a GPU, workspaces of its libraries and buffers of communicators in data parallel training."""
@@ -70,11 +70,36 @@ def own_B(graph: OperatorGraph, operator: Operator, batch: int, computes: str) -
     return kept + (INDEX_B * n if operator.kind == "max_pool2d" else 0.0)
 
 
-def working_B(graph: OperatorGraph, batch: int) -> float:
-    """The most that one step of the backward pass holds beside what was kept: gradients of its result and of its operands."""
-    numbers = [
-        operator.output.elements(batch) + sum(operator.operands[place].elements(batch) for place in operator.sources)
-        for operator in graph
-        if operator.differentiable
-    ]
-    return WIDTH_B["float32"] * max(numbers, default=0)
+def working_B(graph: OperatorGraph, operator: Operator, batch: int, flow: Flow, *, cpu: bool) -> float:
+    """What the backward step of an operator holds for a moment, beside what was kept and the gradient of its result.
+
+    Gradients of its operands, and of a product or convolution what is cast for it: the gradient of its result and its operands
+    where they were kept in another precision. A CPU widens narrow operands once more, to multiply in float32 (`cpu`; one with
+    16-bit arithmetic would not), and its convolutions rearrange the operand and its gradient.
+    """
+    if not operator.differentiable or passes_on(operator):
+        return 0.0
+    made = sum(operator.operands[place].elements(batch) for place in operator.sources)
+    if operator.kind not in ADJUSTABLE or operator.kind == "embedding":
+        return WIDTH_B["float32"] * made
+    read, written = float(sum(e.elements(batch) for e in operator.operands)), operator.output.elements(batch)
+    if operator.parameters:
+        weight = prod(graph.weight(operator))
+        read, made = read + weight, made + weight
+    width, wide = WIDTH_B[flow.backward], WIDTH_B["float32"]
+    narrow = width < wide
+    found = (wide if narrow and cpu else width) * made
+    if WIDTH_B[flow.output] != width:
+        found += width * written
+    if WIDTH_B[flow.computes] != width:
+        found += width * read
+    if narrow:
+        found += wide * (read + written if cpu else made)
+    if operator.kind == "conv2d" and cpu:
+        found += 2 * wide * operator.operands[0].elements(batch)
+    return found
+
+
+def passes_on(operator: Operator) -> bool:
+    """Whether the gradient of the result is that of the operands, in the same memory."""
+    return operator.kind in ("add", "sub")

@@ -1,6 +1,7 @@
 """What a plan's model is trained on: handwritten digits where it takes them, numbers drawn from the seed otherwise."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,10 @@ from torch import Tensor
 from real.precision import digits
 from real.precision.models import Inputs, Model
 
-DIGITS: dict[str, Callable[[int], digits.Split]] = {"small_resnet": digits.images, "small_transformer": digits.tokens}
+DIGITS: dict[str, Callable[[int], digits.Split]] = {
+    "small_resnet": digits.images,
+    "small_transformer": partial(digits.tokens, border=2),
+}
 
 
 class Batches:
@@ -21,6 +25,9 @@ class Batches:
         self.global_batch, self.mine = global_batch, slice(first, first + count)
         self.seed, self.drawn = seed, 0
         self.split = DIGITS[model.name](seed) if model.name in DIGITS else None
+        if self.split is not None:
+            (like,) = model.example(1)[0]
+            assert self.split.inputs.shape[1:] == like.shape[1:], "data of other sizes than what was traced and planned"
 
     @property
     def source(self) -> str:

@@ -48,17 +48,17 @@ def images(seed: int, *, wrong: float = 0.0, dimmest: float = 1.0) -> Split:
     )
 
 
-def tokens(seed: int, *, wrong: float = 0.0) -> Split:
-    """The same as 64 tokens each: means of 4 x 4 pixels, 256 shades, row by row."""
+def tokens(seed: int, *, wrong: float = 0.0, border: int = 0) -> Split:
+    """The same as 49 tokens each: means of 4 x 4 pixels, 256 shades, row by row; 64 with a `border` of 2 pixels."""
     split = images(seed, wrong=wrong)
     return Split(
-        inputs=_shades(split.inputs),
+        inputs=_shades(split.inputs, border),
         classes=split.classes,
-        test_inputs=_shades(split.test_inputs),
+        test_inputs=_shades(split.test_inputs, border),
         test_classes=split.test_classes,
     )
 
 
-def _shades(pixels: Tensor) -> Tensor:
-    padded = pixels
+def _shades(pixels: Tensor, border: int) -> Tensor:
+    padded = torch.nn.functional.pad(pixels, (border,) * 4)
     return (torch.nn.functional.avg_pool2d(padded, 4).flatten(1) * 255).round().long()

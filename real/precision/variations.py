@@ -32,7 +32,8 @@ from simcore.cost import CostModel
 from simcore.engine.simulate import simulate
 from simcore.errors import WindtunnelError
 from simcore.plan import Plan
-from simcore.qsync.settings import memory_B, setting
+from simcore.qsync.peak import memory_B
+from simcore.qsync.settings import setting
 from simcore.qsync.tables import local_graph
 from simcore.topologies import single_node
 from simcore.trace import Trace

@@ -24,9 +24,10 @@ from simcore.planners.uniform_precision import (
 )
 from simcore.progress import Progress
 from simcore.qsync.local import LocalGraph
+from simcore.qsync.peak import memory_B
 from simcore.qsync.plans import DeviceClass, device_classes, precision_plan
 from simcore.qsync.replay import replayer
-from simcore.qsync.settings import memory_B, setting
+from simcore.qsync.settings import setting
 from simcore.workloads.operator_training import OperatorTraining
 
 TRIED = 12

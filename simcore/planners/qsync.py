@@ -36,10 +36,11 @@ from simcore.progress import Progress
 from simcore.qsync.allocator import Allocation, allocate
 from simcore.qsync.indicator import GAMMA, Indicator, sensitivities
 from simcore.qsync.local import FLOAT32, INDEX, Ints, LocalGraph
+from simcore.qsync.peak import excess_B, memory_B
 from simcore.qsync.plans import DeviceClass, device_classes, precision_plan
 from simcore.qsync.replay import Replayer, replayer
 from simcore.qsync.search_state import ClassToPlan
-from simcore.qsync.settings import Setting, memory_B, setting
+from simcore.qsync.settings import Setting, setting
 from simcore.qsync.statistics import Statistics, assumed
 from simcore.validation import suggestion
 from simcore.workloads.operator_training import OperatorTraining
@@ -121,10 +122,8 @@ def plan(
         )
         for c in classes
     ]
-    _refuse_what_nothing_fits(to_plan)
     replays = replayer([c.local for c in to_plan], cluster, cost)
-    found = allocate(to_plan, replays, tolerance=params.tolerance)
-    settings, exactly = _exactly(to_plan, replays, found, params.exact)
+    found, settings, exactly = _fitting(to_plan, replays, params)
     chosen = {c.name: s.chosen(c.local) for c, s in zip(to_plan, settings, strict=True)}
     decisions: dict[str, Any] = {
         "system": "qsync",
@@ -232,6 +231,22 @@ def statistics_of(workload: OperatorTraining, samples: int) -> Statistics:
         problem = Problem("workload.statistics", given, f"{', '.join(known)}, or a path", suggestion(given, known))
         raise DataError("unknown statistics", [problem])
     return Statistics.load(SHIPPED / f"{given}.json")
+
+
+def _fitting(
+    classes: Sequence[ClassToPlan], replays: Replayer, params: Params
+) -> tuple[Allocation, tuple[Setting, ...], dict[str, Any]]:
+    """What is found, what is taken and what the solver says; searched again with a larger allowance where the peak is too high."""
+    while True:
+        _refuse_what_nothing_fits(classes)
+        found = allocate(classes, replays, tolerance=params.tolerance)
+        settings, exactly = _exactly(classes, replays, found, params.exact)
+        needed = {c.name: excess_B(c.local, s) for c, s in zip(classes, settings, strict=True)}
+        if all(memory_B(c.local, s) <= c.limit_B for c, s in zip(classes, settings, strict=True)):
+            return found, settings, exactly
+        classes = [
+            replace(c, local=replace(c.local, allowance_B=max(c.local.allowance_B, needed[c.name]))) for c in classes
+        ]
 
 
 def _refuse_what_nothing_fits(classes: Sequence[ClassToPlan]) -> None:

@@ -14,9 +14,10 @@ from simcore.errors import DoesNotFit, PlanError, Problem
 from simcore.plan import Plan
 from simcore.progress import Progress
 from simcore.qsync.local import INDEX, LocalGraph
+from simcore.qsync.peak import memory_B
 from simcore.qsync.plans import DeviceClass, device_classes, precision_plan
 from simcore.qsync.replay import replayer
-from simcore.qsync.settings import memory_B, setting
+from simcore.qsync.settings import setting
 from simcore.qsync.tables import bucket_names, local_graph
 from simcore.quantity import Bytes
 from simcore.workloads.operator_training import OperatorTraining

@@ -19,7 +19,7 @@ import numpy as np
 from simcore.qsync.exchanges import SMALL, refine
 from simcore.qsync.replay import Replayer
 from simcore.qsync.search_state import ClassToPlan, State
-from simcore.qsync.settings import Setting, memory_B
+from simcore.qsync.settings import Setting, kept_B
 
 BISECTIONS = 18
 
@@ -147,9 +147,9 @@ def _memory_binds(of: ClassToPlan) -> bool:
 def _bisect(state: State, k: int, ratio: float, step: int) -> None:
     """Bisection of the price's logarithm between one that is next to nothing and one that outweighs every disturbance."""
     of, now = state.classes[k], state.settings[k]
-    kept_B = memory_B(of.local, now) - sum(of.local.resident_B.values())
+    kept = kept_B(of.local, now)
     per_s = 1.0 / max(float(now.device_s.sum()), 1e-12)
-    per_B = ratio / max(kept_B, 1.0) if _memory_binds(of) else 0.0
+    per_B = ratio / max(kept, 1.0) if _memory_binds(of) else 0.0
     largest = float(of.cost.max()) or 1.0
     low, high = np.log(largest * 1e-12), np.log(largest * 1e9)
     for _ in range(BISECTIONS):

@@ -106,11 +106,11 @@ class ClassProgram:
         }
 
     def limit_memory(self, limit_B: float) -> float:
-        """`settings.memory_B`, in the unit that is returned: a thousandth of the limit, so that the solver's tolerance is small."""
+        """`settings.allotted_B`, in the unit that is returned: a thousandth of the limit, which keeps the tolerance small."""
         unit, local = limit_B / 1e3, self.local
         if not np.isfinite(limit_B):
             return limit_B
-        needed: Expression = {ONE: sum(local.resident_B.values()) / unit, EXCESS: -1.0}
+        needed: Expression = {ONE: (sum(local.resident_B.values()) + local.allowance_B) / unit, EXCESS: -1.0}
         for i in range(local.n):
             add(needed, 1 / unit, total((local.own_B[i, p], x) for p, x in self.computes[i].items()))
         for e, pairs in enumerate(self.pairs):

@@ -1,7 +1,7 @@
 """The least that precisions can disturb training within memory and time: one mixed-integer linear program for each class.
 
     minimise    sum over classes of share x Omega[operator][precision]
-    subject to  settings.memory_B <= limits_B of every class,  Replayer.replay(...).iteration_s <= time_limit_s
+    subject to  settings.allotted_B <= limits_B of every class,  Replayer.replay(...).iteration_s <= time_limit_s
 
     exact(local_graphs, sensitivities, shares, limits_B, time_limit_s, bucket_s, held=..., solver_limit_s=...) -> Exact
 
@@ -34,7 +34,7 @@ from simcore.qsync.indicator import Table
 from simcore.qsync.linear import EXCESS, LATE, Program, Solved
 from simcore.qsync.local import Floats, LocalGraph
 from simcore.qsync.replay import Replayer
-from simcore.qsync.settings import memory_B, setting
+from simcore.qsync.settings import allotted_B, setting
 
 Status = Literal["optimal", "stopped", "nothing found"]
 Precisions = dict[str, dict[str, str]]
@@ -109,7 +109,7 @@ def exact(
     variance = sum(shares[k] * sensitivities[k][o][p] for k, of_class in chosen.items() for o, p in of_class.items())
     settings = {name: setting(local, chosen[name]) for name, local in local_graphs.items()}
     replay = Replayer(locals=tuple(local_graphs.values()), bucket_s=bucket_s).replay(list(settings.values()))
-    needed_B = {name: memory_B(local, settings[name]) for name, local in local_graphs.items()}
+    needed_B = {name: allotted_B(local, settings[name]) for name, local in local_graphs.items()}
     bound = min(bound, variance)
     return Exact(
         chosen=chosen,

@@ -13,7 +13,7 @@ import numpy as np
 
 from simcore.qsync.local import Floats, Ints
 from simcore.qsync.search_state import State
-from simcore.qsync.settings import changed, memory_B
+from simcore.qsync.settings import allotted_B, changed
 
 SMALL = 12
 """Of a class with at most so many operators to choose for, sets of changes are also tried against the estimate."""
@@ -76,7 +76,7 @@ def refine(state: State, k: int) -> int:
 def _changes(state: State, k: int) -> Changes:
     of, now = state.classes[k], state.settings[k]
     steps = of.local.bucket_step[: len(state.replayer.bucket_s)]
-    needed_B = memory_B(of.local, now)
+    needed_B = allotted_B(of.local, now)
     rows, loads = [], []
     for i in of.free.tolist():
         for p in of.steps[i]:
@@ -84,7 +84,7 @@ def _changes(state: State, k: int) -> Changes:
                 then = changed(of.local, now, i, p)
                 forward, backward = (then.device_s - now.device_s).T
                 until = np.append(backward[::-1].cumsum()[::-1], 0.0)
-                loads.append([*(forward.sum() + until[[*steps, 0]]), memory_B(of.local, then) - needed_B])
+                loads.append([*(forward.sum() + until[[*steps, 0]]), allotted_B(of.local, then) - needed_B])
                 rows.append((i, p, of.cost[i, p] - of.cost[i, now.computes[i]]))
     operator, precision, cost = zip(*rows, strict=True)
     return Changes(np.array(operator), np.array(precision), np.array(cost), np.array(loads))
@@ -93,7 +93,7 @@ def _changes(state: State, k: int) -> Changes:
 def _room(state: State, k: int) -> Floats:
     """(buckets + 2) what is left of each limit."""
     return np.append(
-        state.to_spare_s(k), state.classes[k].limit_B - memory_B(state.classes[k].local, state.settings[k])
+        state.to_spare_s(k), state.classes[k].limit_B - allotted_B(state.classes[k].local, state.settings[k])
     )
 
 

@@ -67,9 +67,9 @@ class LocalGraph:
     bucket_B: Floats  # (buckets,)
     bucket_step: Ints  # (buckets,) the operator after whose backward step a bucket is complete, never rising
 
-    resident_B: Mapping[
-        str, float
-    ]  # by kind, whatever the precisions: weights, gradients, optimizer, overhead, working
+    resident_B: Mapping[str, float]  # by kind, whatever the precisions: weights, gradients, optimizer, overhead
+    working_B: Floats  # (n, P) what an operator's backward step holds for a moment
+    allowance_B: float  # for all of that, where memory has to be a sum over operators
     own_B: Floats  # (n, P)
     edge_B: Floats  # (edges, P, P)
     tensor_B: Floats  # (n, P) of an operator's output by the precision in which it is

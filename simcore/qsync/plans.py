@@ -15,7 +15,8 @@ from simcore.cluster import Cluster
 from simcore.draft import Draft
 from simcore.plan import HOST, Collective, Compute, Group, Plan
 from simcore.qsync.local import LocalGraph
-from simcore.qsync.settings import kept_tensors, setting
+from simcore.qsync.peak import activations_B, excess_B
+from simcore.qsync.settings import setting
 from simcore.workloads.operator_training import OperatorTraining
 
 ALL = "all"
@@ -87,8 +88,13 @@ def precision_plan(
             "buckets": [list(names) for names in first.bucket_names],
         },
         workload=workload.described(cluster.n_ranks),
-        memory_B={c.name: dict(locals_[c.name].resident_B) for c in classes},
+        memory_B={c.name: _resident_B(locals_[c.name], assignment[c.name]) for c in classes},
     )
+
+
+def _resident_B(local: LocalGraph, chosen: Mapping[str, str]) -> dict[str, float]:
+    """By kind; with the activations on tasks they add up to the peak."""
+    return {**local.resident_B, "working": excess_B(local, setting(local, chosen))}
 
 
 class _Writer:
@@ -102,7 +108,8 @@ class _Writer:
         for change in casts(self.graph, self.flow, local.batch):
             self.casts.setdefault((change.operator, change.way), []).append(change)
         self.out_of_order = kernels.reordered(self.graph)
-        self.taken_B, self.given_back_B = _activations(local, chosen)
+        taken_B, given_back_B = activations_B(local, setting(local, chosen))
+        self.taken_B, self.given_back_B = taken_B.tolist(), given_back_B.tolist()
         self.next = local.n
         self.tail: str | None = None
         self.launched: str | None = None
@@ -136,24 +143,3 @@ class _Writer:
         if all_kernels or abs(activation_B) >= 0.5:
             op = Compute(group=name, kernels=all_kernels)
             self.tail = self.draft.add(f"{name}/{short}/{operator.name}", op, (self.launched, self.tail), activation_B)
-
-
-def _activations(local: LocalGraph, chosen: Mapping[str, str]) -> tuple[list[float], list[float]]:
-    """Bytes taken at each operator's forward step, and given back after each's backward step.
-
-    A kept tensor is taken by who made it, and given back after the last backward step that reads it: that of its first reader, or
-    of its maker where that keeps it.
-    """
-    found, n, edges = setting(local, chosen), local.n, np.arange(len(local.consumer))
-    rows = np.arange(n)
-    own = local.own_B[rows, found.computes].copy()
-    copies = local.edge_B[edges, found.output[local.producer], found.computes[local.consumer]]
-    np.add.at(own, local.consumer, copies)
-    tensors = np.where(kept_tensors(local, found), local.tensor_B[rows, found.output], 0.0)
-    last = np.where(local.kept, rows, n)
-    roots = local.root[local.producer]
-    np.minimum.at(last, roots[local.keeps], local.consumer[local.keeps])
-    last = np.where(last < n, last, rows)
-    given_back = own.copy()
-    np.add.at(given_back, last, tensors)
-    return (own + tensors).tolist(), given_back.tolist()

@@ -11,7 +11,7 @@ from simcore.qsync.frontier import Frontiers
 from simcore.qsync.indicator import Table, ladder
 from simcore.qsync.local import INDEX, Floats, Ints, LocalGraph
 from simcore.qsync.replay import Replayed, Replayer
-from simcore.qsync.settings import Setting, changed, memory_B, setting
+from simcore.qsync.settings import Setting, allotted_B, changed, setting
 
 ROUNDING = 1e-9
 """Of a limit of time, relative: sums in another order are not another time."""
@@ -65,12 +65,12 @@ class ClassToPlan:
         return setting(self.local, {names[i].name: PRECISIONS[computes[i]] for i in self.local.adjustable.tolist()})
 
     def fits(self, chosen: Setting) -> bool:
-        return memory_B(self.local, chosen) <= self.limit_B
+        return allotted_B(self.local, chosen) <= self.limit_B
 
     @cached_property
     def least_B(self) -> float:
         """Memory of the setting that needs least."""
-        return memory_B(self.local, self.setting_of(self.frontiers.cheapest(price_s=0.0, price_B=1.0)))
+        return allotted_B(self.local, self.setting_of(self.frontiers.cheapest(price_s=0.0, price_B=1.0)))
 
     @cached_property
     def least_disturbing(self) -> Setting:
@@ -83,7 +83,7 @@ class ClassToPlan:
         quickest = self.setting_of(self.frontiers.cheapest(price_s=1.0, price_B=0.0))
         if self.fits(quickest):
             return quickest
-        found = self.frontiers.fastest(self.limit_B - sum(self.local.resident_B.values()))
+        found = self.frontiers.fastest(self.limit_B - sum(self.local.resident_B.values()) - self.local.allowance_B)
         return None if found is None else self.setting_of(found)
 
 

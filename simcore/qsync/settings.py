@@ -95,6 +95,6 @@ def kept_B(local: LocalGraph, chosen: Setting) -> float:
     return float(tensors + copies + local.own_B[rows, chosen.computes].sum())
 
 
-def memory_B(local: LocalGraph, chosen: Setting) -> float:
-    """Bytes at the peak: what stays and all activations."""
-    return sum(local.resident_B.values()) + kept_B(local, chosen)
+def allotted_B(local: LocalGraph, chosen: Setting) -> float:
+    """Bytes as a search counts them, a sum over operators: what stays, all activations, and an allowance for the backward steps."""
+    return sum(local.resident_B.values()) + local.allowance_B + kept_B(local, chosen)

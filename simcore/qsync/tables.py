@@ -1,7 +1,7 @@
 """From a graph, a device and its costs to the tables of a `LocalGraph`."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 
 import numpy as np
@@ -16,6 +16,8 @@ from simcore.buckets import assign
 from simcore.engine.placement import Costs
 from simcore.plan import Compute
 from simcore.qsync.local import BACKWARD, FLOAT32, FORWARD, INDEX, Floats, Ints, LocalGraph
+from simcore.qsync.peak import excess_B
+from simcore.qsync.settings import setting
 
 WAYS = {"forward": FORWARD, "backward": BACKWARD}
 P = len(PRECISIONS)
@@ -35,8 +37,8 @@ def local_graph(
     for i, operator in enumerate(graph):
         made.operator(i, operator)
     step = kernel(optimizer, "float32", params=graph.elements)
-    states = memory.states(graph, optimizer) | {"working": memory.working_B(graph, batch)}
-    return LocalGraph(
+    states = memory.states(graph, optimizer)
+    found = LocalGraph(
         graph=graph,
         device=device,
         batch=batch,
@@ -60,7 +62,20 @@ def local_graph(
         edge_host_s=made.edge_host_s,
         own_B=made.own_B,
         edge_B=made.edge_B,
+        working_B=made.working_B,
+        allowance_B=0.0,
     )
+    return replace(found, allowance_B=_allowance_B(found))
+
+
+def _allowance_B(local: LocalGraph) -> float:
+    """The most that any uniform precision takes beyond what it keeps."""
+    found = []
+    for p in np.flatnonzero(local.allowed.any(axis=0)).tolist():
+        wide_enough = {i: np.flatnonzero(local.allowed[i, p:]) for i in local.adjustable.tolist()}
+        chosen = {local.graph.operators[i].name: PRECISIONS[p + int(at[0])] for i, at in wide_enough.items() if len(at)}
+        found.append(excess_B(local, setting(local, chosen)))
+    return max(found, default=0.0)
 
 
 def bucket_names(graph: OperatorGraph, first_B: float, cap_B: float) -> list[list[str]]:
@@ -111,6 +126,7 @@ class _Tables:
         self.own_s, self.own_host_s = np.full((2, n, 2, P), np.nan)
         self.edge_s, self.edge_host_s = np.full((2, len(edges), 2, P, P), np.nan)
         self.own_B, self.edge_B = np.full((n, P), np.nan), np.full((len(edges), P, P), np.nan)
+        self.working_B = np.full((n, P), np.nan)
         self.host_s = self.price(kernels.launch(1000)) / 1000 if self.device.kind == "gpu" else 0.0
 
     def price(self, one: Kernel) -> float:
@@ -136,6 +152,7 @@ class _Tables:
         graph, batch, flow = self.graph, self.batch, flow_of(operator, PRECISIONS[c], self.has)
         self.output_of[i, c] = INDEX[flow.output]
         self.own_B[i, c] = memory.own_B(graph, operator, batch, PRECISIONS[c])
+        self.working_B[i, c] = memory.working_B(graph, operator, batch, flow, cpu=self.device.kind == "cpu")
         runs = {
             "forward": kernels.forward(graph, operator, batch, flow.computes, self.out_of_order),
             "backward": kernels.backward(graph, operator, batch, flow.backward, flow.output, self.out_of_order),

@@ -19,7 +19,7 @@ from simcore.qsync.frontier import Frontiers
 from simcore.qsync.local import LocalGraph
 from simcore.qsync.replay import Replayer
 from simcore.qsync.search_state import ClassToPlan, State
-from simcore.qsync.settings import memory_B, setting
+from simcore.qsync.settings import allotted_B, kept_B, setting
 from simcore.qsync.tables import local_graph
 from tests.unit.test_exact import BATCH, Drawn, graph_of
 
@@ -68,7 +68,7 @@ def drawn_classes(seed: int, most: int = 8) -> tuple[list[ClassToPlan], Replayer
 
 def _limited(of: ClassToPlan, rng: np.random.Generator) -> ClassToPlan:
     """With a limit of memory between that of the smallest setting and that of float32, two times in three."""
-    wide_B = memory_B(of.local, setting(of.local, {}))
+    wide_B = allotted_B(of.local, setting(of.local, {}))
     if rng.random() < 1 / 3 or wide_B <= of.least_B:
         return of
     return replace(of, limit_B=of.least_B + float(rng.random()) * (wide_B - of.least_B))
@@ -108,7 +108,7 @@ def compared(seed: int, most: int = 8) -> tuple[Allocation, float]:
     found = allocate(classes, replayer, tolerance=tolerance)
     assert found.complete and found.iteration_s <= found.limit_s * (1 + 1e-9)
     for of, chosen in zip(classes, found.settings, strict=True):
-        assert memory_B(of.local, chosen) <= of.limit_B
+        assert allotted_B(of.local, chosen) <= of.limit_B
         assert of.local.allowed[of.local.adjustable, chosen.computes[of.local.adjustable]].all()
     return found, best_variance(classes, replayer, found.limit_s)
 
@@ -137,7 +137,7 @@ def test_the_fastest_setting_that_fits_and_the_smallest() -> None:
             every = [of.setting_of(chosen) for chosen in choices(of.local)]
             fitting = [float(s.device_s.sum()) for s in every if of.fits(s)]
             limited += len(fitting) < len(every)
-            assert of.least_B == pytest.approx(min(memory_B(of.local, s) for s in every))
+            assert of.least_B == pytest.approx(min(allotted_B(of.local, s) for s in every))
             assert of.fastest is not None and of.fits(of.fastest)
             assert float(of.fastest.device_s.sum()) == pytest.approx(min(fitting))
     assert limited > 20
@@ -151,7 +151,7 @@ def test_prices_find_the_least_sum_wherever_seconds_count() -> None:
             sums = [
                 of.variance(s)
                 + 0.1 * float(s.device_s[:, 0].sum() + s.device_s[start:, 1].sum())
-                + 1e-8 * (memory_B(of.local, s) - sum(of.local.resident_B.values()))
+                + 1e-8 * kept_B(of.local, s)
                 for s in (of.setting_of(c) for c in [chosen, *choices(of.local)])
             ]
             assert sums[0] == pytest.approx(min(sums))
@@ -196,18 +196,18 @@ def scenario(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_plan_keeps_its_limits_and_takes_as_long_as_it_says(scenario: Path) -> None:
-    made = load(scenario, ["planner.memory.t4=8.3 GB"])
+    made = load(scenario, ["planner.memory.t4=8 GB"])
     plan = made.plan()
     found, predicted = plan.decisions, plan.decisions["predicted"]
     assert found["held"] == {"v100_sxm2_16": "float32"}
     assert set(found["precision"]["v100_sxm2_16"].values()) == {"float32"}
     assert found["precision"]["t4"]["fc"] == "float32" and found["counts"]["t4"]["float16"] > 0
-    assert predicted["memory_B"]["t4"] <= 8.3e9 < predicted["uniform"]["float16"]["memory_B"]["t4"]
+    assert predicted["memory_B"]["t4"] <= 8.0e9 < predicted["uniform"]["float16"]["memory_B"]["t4"]
     assert predicted["iteration_s"] <= found["search"]["T0"] * 1.1 < predicted["uniform"]["float32"]["iteration_s"]
     assert 0 < predicted["variance"] < predicted["uniform"]["int8"]["variance"] / 1000
     trace = simulate(plan, made.cluster(), CostModel(made.cluster()))
     assert predicted["iteration_s"] == pytest.approx(trace.makespan_s, rel=0.005)
-    assert load(scenario, ["planner.memory.t4=8.3 GB"]).plan().digest == plan.digest
+    assert load(scenario, ["planner.memory.t4=8 GB"]).plan().digest == plan.digest
 
 
 def test_the_fastest_class_is_planned_where_it_is_told_to_or_limited(scenario: Path) -> None:
@@ -249,7 +249,7 @@ def test_everything_that_is_wrong_is_said_at_once(scenario: Path) -> None:
 
 def test_what_does_not_fit_says_what_is_lacking(scenario: Path) -> None:
     with pytest.raises(
-        DoesNotFit, match=r"memory of t4: given at least 7\.\d+ GB; allowed: 3\.00 GB\. 4\.\d+ GB are lacking"
+        DoesNotFit, match=r"memory of t4: given at least 6\.\d+ GB; allowed: 3\.00 GB\. 3\.\d+ GB are lacking"
     ):
         load(scenario, ["planner.memory.t4=3 GB"]).plan()
 

@@ -17,7 +17,7 @@ from simcore.errors import DoesNotFit
 from simcore.qsync.exact import Exact, exact
 from simcore.qsync.local import LocalGraph
 from simcore.qsync.replay import Replayer
-from simcore.qsync.settings import Setting, memory_B, setting
+from simcore.qsync.settings import Setting, allotted_B, setting
 from simcore.qsync.tables import local_graph
 
 # kind and positions of the producers
@@ -120,7 +120,7 @@ def all_of(local: LocalGraph, omega: Mapping[str, Mapping[str, float]]) -> list[
     found = []
     for drawn in product(*(omega[n] for n in omega)):
         chosen = setting(local, dict(zip(omega, drawn, strict=True)))
-        found.append((sum(omega[n][p] for n, p in zip(omega, drawn, strict=True)), chosen, memory_B(local, chosen)))
+        found.append((sum(omega[n][p] for n, p in zip(omega, drawn, strict=True)), chosen, allotted_B(local, chosen)))
     return found
 
 
@@ -246,7 +246,7 @@ def test_held_operators_keep_their_precision() -> None:
     narrow = dict.fromkeys(omega, "float16")
     everything = exact({"t4": local}, {"t4": omega}, {"t4": 1.0}, {"t4": np.inf}, held={"t4": narrow}, **free)
     assert everything.chosen["t4"] == narrow
-    assert everything.memory_B["t4"] == memory_B(local, setting(local, narrow))
+    assert everything.memory_B["t4"] == allotted_B(local, setting(local, narrow))
 
 
 def test_what_no_precisions_can_keep_is_refused_with_what_lacks() -> None:

@@ -13,9 +13,10 @@ from simcore.cost import CostModel
 from simcore.engine.simulate import simulate
 from simcore.plan import Compute
 from simcore.qsync.local import INDEX, LocalGraph
+from simcore.qsync.peak import memory_B
 from simcore.qsync.plans import device_classes, precision_plan
 from simcore.qsync.replay import replayer
-from simcore.qsync.settings import changed, memory_B, setting
+from simcore.qsync.settings import changed, setting
 from simcore.qsync.tables import bucket_names, local_graph
 from simcore.topologies import fat_tree
 from simcore.workloads.operator_training import OperatorTraining, Params, build
