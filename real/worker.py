@@ -72,6 +72,7 @@ def _train(
     losses: list[float] = []
     bounds: list[tuple[float, float]] = []
     tensors_B = None
+    limited = any(limit_of(plan, rank) is not None for rank in range(plan.n_ranks))
     begun = Clock.now()
     for i in range(-WARM_UP, iterations):
         report((i + WARM_UP) / (WARM_UP + iterations), f"iteration {i + 1} of {iterations}" if i >= 0 else "warming up")
@@ -79,13 +80,13 @@ def _train(
             begun = Clock.now()
         loss, bound = _iteration(trainer, recorder, i)
         losses.append(loss)
-        if i == -1:
+        if i == -1 and limited:  # what is refused should not have run
             tensors_B = _tensors_B(trainer, limit)
-            if tensors_B is not None:
-                limit.hold(tensors_B)
+            limit.hold(tensors_B or 0)
         if i >= 0:
             bounds.append(bound)
     spent = Clock.now().since(begun)
+    tensors_B = _tensors_B(trainer, limit) if tensors_B is None else tensors_B
     trainer.close()
     return {
         "pieces": recorder.pieces,
@@ -100,17 +101,14 @@ def _train(
 def _tensors_B(trainer: Trainer | OperatorTrainer, limit: MemoryLimit) -> int | None:
     """The most bytes of tensors in an iteration; where torch does not count them, in one more that is watched.
 
-    None where FSDP2 keeps them; that iteration is run all the same, so that every kind of plan goes through the same batches.
+    None where FSDP2 keeps them.
     """
     if limit.cuda:
         return limit.used_B()
     trainer.recorder.iteration = -1
     trainer.prepare()
     standing = trainer.standing()
-    if standing is None:
-        trainer.iteration()
-        return None
-    return peak_B(trainer.iteration, standing)
+    return None if standing is None else peak_B(trainer.iteration, standing)
 
 
 def _trainer(

@@ -1,7 +1,6 @@
 """What a plan's model is trained on: handwritten digits where it takes them, numbers drawn from the seed otherwise."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,7 @@ from torch import Tensor
 from real.precision import digits
 from real.precision.models import Inputs, Model
 
-DIGITS: dict[str, Callable[[int], digits.Split]] = {
-    "small_resnet": digits.images,
-    "small_transformer": partial(digits.tokens, border=2),
-}
+DIGITS: dict[str, Callable[[int], digits.Split]] = {"small_resnet": digits.images, "small_transformer": digits.tokens}
 
 
 class Batches:

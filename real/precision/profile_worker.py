@@ -1,12 +1,13 @@
-"""What each process of a profile does: run plans of uniform precision side by side with the others, and time casts alone.
+"""What each process of a profile does: iterations of several plans in turn, side by side with the others, and casts alone.
 
-Started as `python -m real.precision.profile_worker FOLDER ITERATIONS`: FOLDER holds plans/*.json, precisions.json and casts.json,
-and takes rank0.json, rank1.json, ...
+Started as `python -m real.precision.profile_worker FOLDER ROUNDS`: FOLDER holds precisions.json, casts.json and plans, those of
+profiles/*.json computed without communication, those of runs/*.json as they are; it takes rank0.json, rank1.json, ... Each round
+has one iteration of every plan, so that what makes a machine slower for a while makes all of them slower.
 """
 
 import json
 import sys
-from collections import defaultdict
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from costmodels.files import write_atomically
 from real.launch import tell
-from real.microbench import InTurn, mean_and_spread, timed
+from real.microbench import InTurn, timed
+from real.precision.allocations import peak_B
 from real.precision.materials import gather
 from real.precision.placing import HAS
 from real.precision.products import Product, accumulated, multiply
@@ -26,56 +28,91 @@ from real.process import joined
 from real.recorder import Recorder
 from simcore.plan import Plan
 
-PLANS, CASTS = "plans", "casts.json"
-PASSES = 2
-"""Every plan so often, some time apart; the faster counts for each task, so that what else ran for a moment does not."""
-
+PROFILES, RUNS, CASTS = "profiles", "runs", "casts.json"
 WARM_UP = 3
 AT_LEAST_S = 0.02
 SIZE = (1024, 512, 512)
 
 
+@dataclass(slots=True)
+class Turn:
+    """A plan on this rank: seconds of each task by round, and when its rounds began and ended. `runs`: with communication."""
+
+    trainer: OperatorTrainer
+    runs: bool
+    tasks: dict[str, list[float]] = field(default_factory=dict)
+    bounds: list[tuple[float, float]] = field(default_factory=list)
+
+    def iteration(self, number: int) -> None:
+        """One iteration, which all ranks begin together; it counts from number 0 on."""
+        recorder = self.trainer.recorder
+        recorder.iteration = -1
+        self.trainer.prepare()
+        dist.barrier()
+        recorder.iteration = number
+        origin = recorder.now()
+        self.trainer.iteration()
+        if not isinstance(origin, float):
+            recorder.resolve(origin, 0.0)
+        if number >= 0:
+            self._keep(number)
+        recorder.pieces.clear()
+
+    def _keep(self, number: int) -> None:
+        pieces = self.trainer.recorder.pieces
+        for task, _, start, end, _ in pieces:
+            of = self.tasks.setdefault(task, [0.0] * number)
+            of.extend([0.0] * (number + 1 - len(of)))
+            of[number] += end - start
+        self.bounds.append((min(p[2] for p in pieces), max(p[3] for p in pieces)))
+
+
 @record
 def main() -> None:
-    folder, iterations = Path(sys.argv[1]), int(sys.argv[2])
+    folder, rounds = Path(sys.argv[1]), int(sys.argv[2])
     with joined(cuda=torch.cuda.is_available()) as device:
-        has = json.loads((folder / HAS).read_text())[dist.get_rank()]
-        found: dict[str, Any] = {"tasks": {}, "casts": []}
-        paths = sorted((folder / PLANS).glob("*.json"))
-        for done, path in enumerate(paths * PASSES):
-            if dist.get_rank() == 0:
-                tell(folder, done / (len(paths) * PASSES + 1), path.stem)
-            now = task_seconds(Plan.load(path), device, has, iterations)
-            before = found["tasks"].get(path.stem, {})
-            found["tasks"][path.stem] = {task: min(seconds, before.get(task, seconds)) for task, seconds in now.items()}
-        casts = json.loads((folder / CASTS).read_text())
-        for source, target, elements in casts:
+        rank = dist.get_rank()
+        has = json.loads((folder / HAS).read_text())[rank]
+        found: dict[str, Any] = {"profiles": {}, "runs": {}, "casts": []}
+        turns = {
+            (kind, path.stem): _turn(path, device, has) for kind in (PROFILES, RUNS) for path in _plans(folder, kind)
+        }
+        for number in range(-WARM_UP, rounds if turns else -WARM_UP):
+            if rank == 0:
+                tell(folder, (number + WARM_UP) / (rounds + WARM_UP + 1), f"round {max(number, 0) + 1} of {rounds}")
+            order = list(turns.values())
+            start = number % len(order)
+            for turn in (*order[start:], *order[:start]):
+                turn.iteration(number)
+        for (kind, name), turn in turns.items():
+            found[kind][name] = {"tasks": turn.tasks, "bounds": turn.bounds, "tensors_B": _tensors_B(turn)}
+            turn.trainer.close()
+        for source, target, elements in json.loads((folder / CASTS).read_text()):
             dist.barrier()
             found["casts"].append(cast_seconds(source, target, elements))
-        if not paths:
+        if not turns:
             found["rates"] = {p: product_rate(p) for p in ("float32", "bfloat16", "float16", "int8")}
-        write_atomically(folder / f"rank{dist.get_rank()}.json", json.dumps(found))
+        write_atomically(folder / f"rank{rank}.json", json.dumps(found))
 
 
-def task_seconds(plan: Plan, device: torch.device, has: list[str], iterations: int) -> dict[str, float]:
-    """Mean seconds of each task in an iteration, without the slowest twentieth of them; nothing is communicated."""
+def _plans(folder: Path, kind: str) -> list[Path]:
+    return sorted((folder / kind).glob("*.json"))
+
+
+def _turn(path: Path, device: torch.device, has: list[str]) -> Turn:
+    plan, runs = Plan.load(path), path.parent.name == RUNS
     recorder = Recorder(cuda=device.type == "cuda")
     materials = gather(plan, dist.get_rank(), device, has)
-    trainer = OperatorTrainer(plan, device, recorder, has, materials, communicate=False)
-    for i in range(-WARM_UP, iterations):
-        recorder.iteration = -1
-        trainer.prepare()
-        dist.barrier()
-        recorder.iteration = i
-        origin, start = recorder.now(), 0.0
-        trainer.iteration()
-        if not isinstance(origin, float):
-            recorder.resolve(origin, start)
-    trainer.close()
-    by_task: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
-    for task, i, start, end, _ in recorder.pieces:
-        by_task[task][i] += end - start
-    return {task: mean_and_spread(list(of.values()))[0] for task, of in by_task.items()}
+    return Turn(OperatorTrainer(plan, device, recorder, has, materials, communicate=runs), runs)
+
+
+def _tensors_B(turn: Turn) -> int | None:
+    """The most bytes of tensors in one more iteration of a run on a CPU, where torch keeps no count of its own."""
+    if not turn.runs or turn.trainer.recorder.cuda:
+        return None
+    turn.trainer.recorder.iteration = -1
+    turn.trainer.prepare()
+    return peak_B(turn.trainer.iteration, turn.trainer.standing())
 
 
 def cast_seconds(source: str, target: str, elements: int) -> tuple[float, float]:

@@ -1,7 +1,8 @@
 """`windtunnel calibrate --operators`: times of a model's operators on this machine, in every precision that it has.
 
-The whole model trains in each precision on all ranks at once, as a plan of that precision would, without communication. What each
-operator takes is shared out among its kernels (`real.precision.attribution`), and kept in the device's `measured.operators`.
+The whole model trains on all ranks at once, in each precision and each beside another, as plans do, without communication, one
+iteration of each in turn. What each operator takes is shared out among its kernels (`real.precision.attribution`), and
+kept in the device's `measured.operators`.
 """
 
 import json
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from costmodels import compute
 from costmodels.catalog import Catalog, write_entry
@@ -29,9 +31,10 @@ from real.precision.attribution import attribute
 from real.precision.drafting import Part, draft
 from real.precision.models import NAMES, build
 from real.precision.placing import HAS
-from real.precision.profile_worker import CASTS, PLANS
+from real.precision.profile_worker import CASTS, PROFILES, RUNS
 from real.precision.tracing import trace
 from simcore.errors import InputError, Problem
+from simcore.plan import Compute, Plan
 
 DEVICE = "this_machine"
 LIMITED = "this_machine_limited"
@@ -42,12 +45,13 @@ FASTER = 1.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What is profiled: a model's graph with `batch` samples a rank, and its optimizer."""
+    """What is profiled: a model's graph with `batch` samples a rank, its optimizer, and precisions (None: all there are)."""
 
     model: str
     graph: OperatorGraph
     batch: int
     optimizer: str
+    precisions: tuple[str, ...] | None = None
 
 
 def calibrate_operators(
@@ -62,9 +66,8 @@ def calibrate_operators(
         problem = Problem("--operators", str(path), "an earlier calibration", "Run `windtunnel calibrate` first.")
         raise InputError("this machine has not been measured", [problem])
     ranks = min(max(os.cpu_count() or 1, 2), 8)
-    source = f"{provenance()}, {ranks} processes at once"
     document = yaml.safe_load(path.read_text())
-    _add_rates(document, _measure_rates(ranks), source)
+    source = add_precisions(document, ranks)
     for name in (DEVICE, LIMITED):
         write_entry(out, "devices", name, document)
     device = Catalog([out]).device(DEVICE)
@@ -77,7 +80,7 @@ def calibrate_operators(
                 progress((number + share) / len(jobs), f"{job.model}, batch {job.batch}: {phrase}")
 
         found = profile(job, device, ranks, quick=quick, progress=told)
-        tables |= _merge(document["measured"], found)
+        tables |= merge(document["measured"], found)
     document["measured"]["operators_source"] = source
     for name in (DEVICE, LIMITED):
         write_entry(out, "devices", name, document)
@@ -118,36 +121,109 @@ def _of_scenario(path: Path, out: Path) -> list[Job]:
 
 
 def profile(job: Job, device: DeviceSpec, ranks: int, *, quick: bool, progress: Progress | None) -> dict[Kernel, float]:
-    """Seconds of one launch of each kernel of a step, from runs in every precision of the device."""
+    """Seconds of one launch of each kernel of a step, from iterations in every precision of the device."""
+    of_ranks, _ = side_by_side([job], {}, device, ranks, 4 if quick else 20, progress)
+    return {k: float(np.mean([found[k] for found in of_ranks])) for k in of_ranks[0]}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """A plan as it ran beside profiles: mean seconds of an iteration and of each rank's tasks, and bytes of its tensors."""
+
+    iteration_s: float
+    tasks_s: tuple[Mapping[str, float], ...]
+    tensors_B: tuple[int, ...]
+
+
+def side_by_side(
+    jobs: Sequence[Job],
+    runs: Mapping[str, Plan],
+    device: DeviceSpec,
+    ranks: int,
+    rounds: int,
+    progress: Progress | None,
+) -> tuple[list[dict[Kernel, float]], dict[str, Ran]]:
+    """What kernels of the jobs take on each rank, and what plans take that run in the same rounds.
+
+    Of each plan the middle half of its rounds counts.
+    """
     has = of_device(device)
-    everywhere = tuple(range(ranks))
-    parts = {
-        p: Part(ranks=everywhere, device=device, batch=job.batch, precision=uniform(job.graph, p, has)) for p in has
-    }
     plans = {
-        p: draft(job.graph, job.model, {"profile": part}, optimizer=job.optimizer, iterations=1)
-        for p, part in parts.items()
+        f"{n}-{'-'.join(of_ranks)}": _alone(job, of_ranks, device)
+        for n, job in enumerate(jobs)
+        for of_ranks in _beside(job.precisions or has, ranks)
     }
-    changes = _changes(job, has)
+    changes = sorted({change for job in jobs for change in _changes(job, has)})
     with tempfile.TemporaryDirectory(prefix="windtunnel-") as name:
         folder = Path(name)
-        for p, plan in plans.items():
-            plan.save(folder / PLANS / f"{p}.json")
-        found = _run(folder, ranks, has, changes, 4 if quick else 10, progress)
+        for kind, of in ((PROFILES, plans), (RUNS, runs)):
+            for stem, plan in of.items():
+                plan.save(folder / kind / f"{stem}.json")
+        found = _run(folder, ranks, has, changes, rounds, progress)
+    usual = {stem: _usual([r[PROFILES][stem] for r in found]) for stem in plans}
+    of_ranks = [_attributed(r, plans, changes, device, usual) for r in found]
+    return of_ranks, {stem: _ran([r[RUNS][stem] for r in found]) for stem in runs}
+
+
+def _attributed(
+    found: Mapping[str, Any],
+    plans: Mapping[str, Plan],
+    changes: Sequence[tuple[str, str, int]],
+    device: DeviceSpec,
+    usual: Mapping[str, NDArray[np.int64]],
+) -> dict[Kernel, float]:
+    """What kernels take on the rank that found this."""
     rows = [
-        (task.op.kernels, float(np.mean([r["tasks"][p][task.id] for r in found])))  # type: ignore[union-attr]
-        for p, plan in plans.items()
+        (task.op.kernels, _mean(found[PROFILES][stem]["tasks"][task.id], usual[stem]))
+        for stem, plan in plans.items()
         for task in plan.tasks
-        if task.id.startswith("profile/") and all(task.id in r["tasks"][p] for r in found)
+        if isinstance(task.op, Compute) and task.id in found[PROFILES][stem]["tasks"]
     ]
-    alone = np.mean([r["casts"] for r in found], axis=0) if changes else []
     first = {replace(k, count=1): compute.estimate(replace(k, count=1), device).seconds for run, _ in rows for k in run}
-    for (source, target, elements), (looking, rest) in zip(changes, alone, strict=True):
+    for (source, target, elements), (looking, rest) in zip(changes, found["casts"], strict=True):
         *amax, one = cast(_change(source, target, elements))
         first[one] = float(rest)
         if amax:
             first[amax[0]] = float(looking)
     return attribute(rows, first)
+
+
+def _beside(precisions: Sequence[str], ranks: int) -> list[tuple[str, ...]]:
+    """Precisions of the ranks of each profile: all in one, and each beside the next. What shares a memory is in each other's way,
+    and ranks that do the same at the same time most of all."""
+    n = len(precisions)
+    found = [tuple(precisions[(i + r * shift) % n] for r in range(ranks)) for shift in (0, 1) for i in range(n)]
+    return list(dict.fromkeys(found))
+
+
+def _alone(job: Job, precisions: Sequence[str], device: DeviceSpec) -> Plan:
+    has = of_device(device)
+    parts = {
+        f"rank{r}": Part(ranks=(r,), device=device, batch=job.batch, precision=uniform(job.graph, precision, has))
+        for r, precision in enumerate(precisions)
+    }
+    return draft(job.graph, job.model, parts, optimizer=job.optimizer, iterations=1)
+
+
+def _usual(of_ranks: Sequence[Mapping[str, Any]]) -> NDArray[np.int64]:
+    """Numbers of a plan's rounds but for the quarter that took longest and the quarter that took least."""
+    bounds = np.array([r["bounds"] for r in of_ranks])
+    order = np.argsort(bounds[..., 1].max(axis=0) - bounds[..., 0].min(axis=0), kind="stable")
+    return np.sort(order[len(order) // 4 : len(order) - len(order) // 4])
+
+
+def _mean(by_round: Sequence[float], usual: NDArray[np.int64]) -> float:
+    return float(np.pad(by_round, (0, int(usual[-1]) + 1))[usual].mean())
+
+
+def _ran(of_ranks: Sequence[Mapping[str, Any]]) -> Ran:
+    usual = _usual(of_ranks)
+    bounds = np.array([r["bounds"] for r in of_ranks])[:, usual]
+    return Ran(
+        iteration_s=float((bounds[..., 1].max(axis=0) - bounds[..., 0].min(axis=0)).mean()),
+        tasks_s=tuple({task: _mean(by_round, usual) for task, by_round in r["tasks"].items()} for r in of_ranks),
+        tensors_B=tuple(int(r["tensors_B"] or 0) for r in of_ranks),
+    )
 
 
 def uniform(graph: OperatorGraph, precision: str, has: Sequence[str]) -> dict[str, str]:
@@ -165,7 +241,7 @@ def _changes(job: Job, has: Sequence[str]) -> list[tuple[str, str, int]]:
     """Every cast that a run in one precision does, each once."""
     found = {
         (c.source, c.target, c.elements)
-        for p in has
+        for p in job.precisions or has
         for c in casts(job.graph, flows(job.graph, uniform(job.graph, p, has), has), job.batch)
     }
     return sorted(found)
@@ -175,6 +251,13 @@ def _change(source: str, target: str, elements: int) -> Any:
     from costmodels.precision import Cast
 
     return Cast("", "forward", "", source, target, elements)
+
+
+def add_precisions(document: dict[str, Any], ranks: int) -> str:
+    """Add the precisions that this machine has, with the rate of a product in each while all ranks are busy; returns the source."""
+    source = f"{provenance()}, {ranks} processes at once"
+    _add_rates(document, _measure_rates(ranks), source)
+    return source
 
 
 def _measure_rates(ranks: int) -> dict[str, float]:
@@ -188,12 +271,12 @@ def _run(
     ranks: int,
     has: Sequence[str],
     changes: Sequence[tuple[str, str, int]],
-    iterations: int,
+    rounds: int,
     progress: Progress | None,
 ) -> list[dict[str, Any]]:
     (folder / HAS).write_text(json.dumps([list(has)] * ranks))
     (folder / CASTS).write_text(json.dumps(changes))
-    launch("real.precision.profile_worker", ranks, folder, arguments=[str(iterations)], progress=progress)
+    launch("real.precision.profile_worker", ranks, folder, arguments=[str(rounds)], progress=progress)
     return [json.loads((folder / f"rank{r}.json").read_text()) for r in range(ranks)]
 
 
@@ -206,7 +289,7 @@ def _add_rates(document: dict[str, Any], rates: Mapping[str, float], source: str
             peaks[precision] = {"value": rate, "source": f"{source}; a product of (1024, 512) and (512, 512)"}
 
 
-def _merge(measured: dict[str, Any], found: Mapping[Kernel, float]) -> dict[str, int]:
+def merge(measured: dict[str, Any], found: Mapping[Kernel, float]) -> dict[str, int]:
     """Add points to the tables, in place of earlier ones of the same sizes; returns the number of points of each table."""
     tables = measured.setdefault("operators", {})
     for k, seconds in found.items():

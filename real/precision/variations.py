@@ -2,45 +2,53 @@
 
     python -m real.precision.variations
 
-wants an earlier `windtunnel calibrate --operators` of the batches in `MODELS`. Ends with exit code 1 if the median error of the
-iteration time is above 5 %, the largest above 10 %, or one of memory above 10 %.
+wants an earlier `windtunnel calibrate`. Operators are profiled in the same rounds in which the plans run, an iteration of each in
+turn: a machine that is shared or changes its clock is otherwise another one by the time the plan runs, and its cores are not
+equally fast, so that each rank has a device of its own. Predictions know the profiles, which are of uniform precisions without
+communication, and nothing of the runs. Ends with exit code 1 if the median error of the iteration time is above 5 %, the largest
+above 10 %, or one of memory above 10 %.
 """
 
 import argparse
 import json
 import random
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
-from statistics import mean, median
+from pathlib import Path
+from statistics import median
 from typing import Any
 
-import numpy as np
+import yaml
 from rich.console import Console
 from rich.table import Table
 
-from costmodels.catalog import Catalog
+from costmodels.catalog import Catalog, write_entry
 from costmodels.operator_graph import OperatorGraph
 from costmodels.precision import allowed, of_device
-from real.backend import RealBackend
+from costmodels.specs import DeviceSpec
 from real.precision.drafting import Part, draft
 from real.precision.models import build
-from real.precision.profiling import DEVICE, uniform
+from real.precision.profiling import DEVICE, Job, Ran, add_precisions, merge, side_by_side, uniform
 from real.precision.tracing import trace
 from simcore.cluster import Cluster
 from simcore.cost import CostModel
 from simcore.engine.simulate import simulate
-from simcore.errors import WindtunnelError
-from simcore.plan import Plan
+from simcore.errors import InputError, Problem, WindtunnelError
+from simcore.plan import Compute, Plan
+from simcore.progress import Progress, part
+from simcore.progress import shown as shown_progress
 from simcore.qsync.peak import memory_B
 from simcore.qsync.settings import setting
 from simcore.qsync.tables import local_graph
 from simcore.topologies import single_node
-from simcore.trace import Trace
 
 MEDIAN, LARGEST, MEMORY = 0.05, 0.10, 0.10
-ATTEMPTS, DISTURBED = 4, 0.03  # cores
-ITERATIONS = 12
+RANKS, ROUNDS = 2, 40
+CALIBRATION = Path("calibration")
+DEVICES = tuple(f"{DEVICE}_rank{r}" for r in range(RANKS))
 OPTIMIZER = "sgd_momentum"
 MODELS = {"small_resnet": (192, 144, 240), "small_transformer": (48, 32, 64)}
 """Batch of both ranks, and those of two ranks that do not do the same."""
@@ -85,59 +93,87 @@ def variations(graph: OperatorGraph, has: Sequence[str], batches: tuple[int, int
     yield Variation(name=f"{many} and {few} samples, last half in bfloat16", precision=last, batch=(many, few))
 
 
-def measure(names: Sequence[str] = (), models: Sequence[str] = tuple(MODELS)) -> list[dict[str, Any]]:
+def measure(
+    names: Sequence[str] = (),
+    models: Sequence[str] = tuple(MODELS),
+    *,
+    rounds: int = ROUNDS,
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
     """One row for each variation: seconds of an iteration and bytes of both ranks, simulated and measured."""
-    device = Catalog(["calibration"]).device(DEVICE)
-    given = single_node.Params(device=DEVICE, devices_per_node=2, intra="this_machine_loopback")
-    cluster = single_node.build(given, Catalog(["calibration"]))
-    rows = []
-    for model in models:
-        graph = trace(build(model))
-        for variation in variations(graph, of_device(device), MODELS[model]):
-            if names and variation.name not in names:
-                continue
-            print(f"{model}: {variation.name}", file=sys.stderr)
-            rows.append({"model": model, "variation": variation.name, **_row(graph, model, variation, cluster)})
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="windtunnel-") as folder:
+        document = _document(Path(folder))
+        for number, model in enumerate(models):
+            told = part(progress, number / len(models), (number + 1) / len(models))
+            rows += _of_model(model, names, document, Path(folder), rounds, told)
     return rows
 
 
-def _row(graph: OperatorGraph, model: str, variation: Variation, cluster: Cluster) -> dict[str, Any]:
-    parts = {
-        f"rank{r}": Part(
-            ranks=(r,), device=cluster.device(r), batch=variation.batch[r], precision=variation.precision[r]
-        )
-        for r in range(2)
-    }
-    plan = draft(graph, model, parts, optimizer=OPTIMIZER, iterations=ITERATIONS)
-    simulated = simulate(plan, cluster, CostModel(cluster), iterations=1).makespan_s
-    trace = undisturbed(plan, cluster)
-    measured = iteration_s(trace)
-    predicted_B = [_memory_B(graph, part, cluster, plan) for part in parts.values()]
-    measured_B = [mean(kinds.values()) for kinds in trace.memory_B]
+def _document(folder: Path) -> dict[str, Any]:
+    """The machine's calibration, with its precisions, also written to `folder`."""
+    path = CALIBRATION / "devices" / f"{DEVICE}.yaml"
+    if not path.is_file():
+        problem = Problem(DEVICE, str(path), "an earlier calibration", "Run `windtunnel calibrate` first.")
+        raise InputError("this machine has not been measured", [problem])
+    document: dict[str, Any] = yaml.safe_load(path.read_text())
+    add_precisions(document, RANKS)
+    for name in DEVICES:
+        write_entry(folder, "devices", name, document)
+    return document
+
+
+def _of_model(
+    model: str, names: Sequence[str], document: dict[str, Any], folder: Path, rounds: int, progress: Progress | None
+) -> list[dict[str, Any]]:
+    catalog = Catalog([folder, CALIBRATION])
+    device, graph = catalog.device(DEVICES[0]), trace(build(model))
+    chosen = [v for v in variations(graph, of_device(device), MODELS[model]) if not names or v.name in names]
+    plans = {v.name: draft(graph, model, _parts(v, device), optimizer=OPTIMIZER, iterations=1) for v in chosen}
+    used: dict[int, set[str]] = {}
+    for v in chosen:
+        for batch, precision in zip(v.batch, v.precision, strict=True):
+            used.setdefault(batch, set()).update(precision.values())
+    jobs = [
+        Job(model=model, graph=graph, batch=b, optimizer=OPTIMIZER, precisions=tuple(sorted(of)))
+        for b, of in sorted(used.items())
+    ]
+    runs = {str(i): plans[v.name] for i, v in enumerate(chosen)}
+    found, ran = side_by_side(jobs, runs, device, RANKS, rounds, progress)
+    for name, kernels in zip(DEVICES, found, strict=True):
+        own = deepcopy(document)
+        merge(own["measured"], kernels)
+        write_entry(folder, "devices", name, own)
+    link = dict.fromkeys(("intra", "inter"), "this_machine_loopback")
+    pools = [{"device": name, "devices_per_node": 1, **link} for name in DEVICES]
+    cluster = single_node.build(single_node.Params.model_validate({"pools": pools}), catalog)
+    return [_row(graph, model, v, plans[v.name], cluster, ran[str(i)]) for i, v in enumerate(chosen)]
+
+
+def _parts(variation: Variation, device: DeviceSpec) -> dict[str, Part]:
     return {
-        "simulated": simulated,
-        "measured": measured,
-        "error": simulated / measured - 1.0,
-        "simulated_B": predicted_B,
-        "measured_B": measured_B,
-        "memory_error": [p / m - 1.0 for p, m in zip(predicted_B, measured_B, strict=True)],
-        "taken": trace.environment["cores_taken_by_others"],
-        "parts": parts_s(plan, trace, cluster),
+        f"rank{r}": Part(ranks=(r,), device=device, batch=variation.batch[r], precision=variation.precision[r])
+        for r in range(RANKS)
     }
 
 
-def undisturbed(plan: Plan, cluster: Cluster) -> Trace:
-    """A run during which other programs took little, out of a few; otherwise the one during which they took least."""
-    found: list[Trace] = []
-    for _ in range(ATTEMPTS):
-        found.append(RealBackend(cluster=cluster).run(plan))
-        if _taken(found[-1]) <= DISTURBED:
-            break
-    return min(found, key=_taken)
-
-
-def _taken(trace: Trace) -> float:
-    return float(trace.environment["cores_taken_by_others"] or 0.0)
+def _row(
+    graph: OperatorGraph, model: str, variation: Variation, plan: Plan, cluster: Cluster, ran: Ran
+) -> dict[str, Any]:
+    simulated = simulate(plan, cluster, CostModel(cluster), iterations=1).makespan_s
+    parts = _parts(variation, cluster.device(0)).values()
+    predicted_B = [_memory_B(graph, of_rank, cluster, plan) for of_rank in parts]
+    return {
+        "model": model,
+        "variation": variation.name,
+        "simulated": simulated,
+        "measured": ran.iteration_s,
+        "error": simulated / ran.iteration_s - 1.0,
+        "simulated_B": predicted_B,
+        "measured_B": ran.tensors_B,
+        "memory_error": [p / m - 1.0 for p, m in zip(predicted_B, ran.tensors_B, strict=True)],
+        "parts": parts_s(plan, ran, cluster),
+    }
 
 
 def _memory_B(graph: OperatorGraph, part: Part, cluster: Cluster, plan: Plan) -> float:
@@ -146,23 +182,18 @@ def _memory_B(graph: OperatorGraph, part: Part, cluster: Cluster, plan: Plan) ->
     return memory_B(local, setting(local, part.precision))
 
 
-def iteration_s(trace: Trace) -> float:
-    """Mean over the iterations from the first task's start to the last one's end, without the slowest."""
-    numbers = sorted(set(trace.iteration.tolist()))
-    spans = [(trace.end_s[at].max() - trace.start_s[at].min()) for at in (trace.iteration == i for i in numbers)]
-    return float(np.mean(sorted(spans)[:-1]))
-
-
-def parts_s(plan: Plan, trace: Trace, cluster: Cluster) -> dict[str, tuple[float, float]]:
-    """By rank and way: seconds of its tasks in an iteration, simulated and measured."""
-    cost, found = CostModel(cluster), {}
-    count = len(set(trace.iteration.tolist()))
-    seconds = np.bincount(trace.task, trace.end_s - trace.start_s, minlength=len(plan.tasks)) / count
-    for i, task in enumerate(plan.tasks):
-        key = "/".join(task.id.split("/")[:2]) if task.id.startswith("rank") else "grad"
-        said = cost.compute(task.op, cluster.device(0)).seconds if key != "grad" else 0.0  # type: ignore[arg-type]
+def parts_s(plan: Plan, ran: Ran, cluster: Cluster) -> dict[str, tuple[float, float]]:
+    """By rank and way: seconds of its tasks in an iteration, simulated and measured; sums as the slower rank saw them."""
+    cost = CostModel(cluster)
+    found: dict[str, tuple[float, float]] = {}
+    for task in plan.tasks:
+        computes = isinstance(task.op, Compute)
+        key = "/".join(task.id.split("/")[:2]) if computes else "grad"
+        device = cluster.device(int(key[4])) if computes else None
+        said = cost.compute(task.op, device).seconds if isinstance(task.op, Compute) and device else 0.0
         before = found.get(key, (0.0, 0.0))
-        found[key] = (before[0] + said, before[1] + float(seconds[i]))
+        seen = max(of_rank.get(task.id, 0.0) for of_rank in ran.tasks_s)
+        found[key] = (before[0] + said, before[1] + seen)
     return found
 
 
@@ -190,10 +221,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=(), help="names of variations")
     parser.add_argument("--models", nargs="*", default=tuple(MODELS))
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="iterations of every plan")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     try:
-        rows = measure(options.only, options.models)
+        with shown_progress("variations") as progress:
+            rows = measure(options.only, options.models, rounds=options.rounds, progress=progress)
     except WindtunnelError as error:
         print(error, file=sys.stderr)
         return 2
