@@ -29,7 +29,6 @@ variations: $(VENV)/.real calibration/devices/this_machine.yaml  ## predicted an
 	$(BIN)/python -m real.variations
 
 precision-variations: $(VENV)/.real calibration/devices/this_machine.yaml  ## the same for plans of mixed precision
-	$(BIN)/windtunnel calibrate --operators small_resnet:144,192,240 --operators small_transformer:32,48,64
 	$(BIN)/python -m real.precision.variations
 
 accuracy: $(VENV)/.real  ## accuracy of small networks trained in several precisions

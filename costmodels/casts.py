@@ -1,12 +1,18 @@
 """Seconds of a cast as a straight line in the size of the tensor: a fit to measurements, and QSync's released coefficients.
 
 QSync fits `a * numel + b` for each pair of precisions on each machine; `RELEASED` is what its repository ships (scales by tensor).
+Planners of precisions take it instead of the device's own casts where a scenario says `casts: released`: the kernel
+`released_cast` then stands for all of a cast.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
+
+from costmodels.precision import BITS
+from costmodels.prediction import Floats, Prediction
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,9 +22,9 @@ class Line:
     each_s: float
     once_s: float
 
-    def seconds(self, elements: float) -> float:
-        """Never below 0."""
-        return max(self.each_s * elements + self.once_s, 0.0)
+    def seconds(self, elements: ArrayLike) -> Floats:
+        """Never below 0; in the shape of `elements`."""
+        return np.maximum(self.each_s * np.asarray(elements, dtype=np.float64) + self.once_s, 0.0)
 
 
 def fit(elements: Sequence[float], seconds: Sequence[float]) -> Line:
@@ -53,3 +59,18 @@ RELEASED_BY_CHANNEL: Mapping[tuple[str, str], Line] = {
     ("int8", "float32"): _milliseconds(3.37e-8, 0.0049),
 }
 """The same with a scale for each channel."""
+
+RELEASED_AMONG = ("int8", "float16", "tf32", "float32")
+"""Precisions among which every cast was released; tf32 is float32 in memory."""
+
+
+def predict(source: str, sizes: Mapping[str, ArrayLike]) -> Prediction:
+    """A `released_cast` from precision `source` of `elements` to `bits`, `by_channel` 1 or 0; the error is not known."""
+    bits, by_channel = np.asarray(sizes["bits"]), np.asarray(sizes["by_channel"], dtype=np.bool_)
+    seconds = np.full(bits.shape, np.nan)
+    for (given, target), line in RELEASED.items():
+        if given == source:
+            own = RELEASED_BY_CHANNEL.get((given, target), line)
+            found = np.where(by_channel, own.seconds(sizes["elements"]), line.seconds(sizes["elements"]))
+            seconds = np.where(bits == BITS[target], found, seconds)
+    return Prediction.plain(np.asarray(seconds, dtype=np.float64))

@@ -95,10 +95,14 @@ class Catalog:
     def _unknown(self, kind: Kind, name: str) -> DataError:
         known = {fold(n): path.stem for f in self._searched(kind) for path in _files(f) for n in aliases(path)}
         known |= {fold(own): own for own in self.names(kind)}
-        close = dict.fromkeys(known[n] for n in get_close_matches(fold(name), known, n=6, cutoff=0.5))
+        wanted = fold(name)
+        close = dict.fromkeys(known[n] for n in get_close_matches(wanted, known, n=6, cutoff=0.5))
         advice = f"Did you mean {' or '.join(list(close)[:4])}?" if close else ""
         if name.strip().lower().startswith("this_machine"):
             advice = "This machine has not been measured: run `windtunnel calibrate`."
+        if wanted == fold("this_machine_limited"):  # the same machine again, so that a part of its ranks can be limited
+            first = "" if fold("this_machine") in known else f"{advice} Then "
+            advice = f"{first}`windtunnel calibrate --operators MODEL:BATCH`, of the workload, writes this device."
         allowed = f"one of the {len(self.names(kind))} names that `windtunnel catalog {kind}` lists"
         return DataError(f"unknown {kind[:-1]}", [Problem(kind[:-1], repr(name), allowed, advice)])
 

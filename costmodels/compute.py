@@ -6,9 +6,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from costmodels import attention, gemm, measured, operators, products, streaming
+from costmodels import attention, casts, checkpoint, gemm, generation, measured, operators, products, streaming
 from costmodels.arithmetic import native_dtype
-from costmodels.kernels import Kernel
+from costmodels.generation_work import is_generation
+from costmodels.kernels import CONVOLUTIONS, Kernel
 from costmodels.libraries import Libraries
 from costmodels.prediction import Prediction
 from costmodels.specs import DeviceSpec, Estimate
@@ -33,7 +34,7 @@ def _estimate(kernel: Kernel, device: DeviceSpec, libraries: Libraries) -> Estim
     if native != kernel.dtype:
         source += f"; {kernel.dtype} computed as {native}"
     table, once = _predicted(device, kernel.name, kernel.dtype, dict(kernel.shape), libraries)
-    library = getattr(libraries, table, None)
+    library = getattr(libraries, table, None) if kernel.name not in CONVOLUTIONS else None
     return Estimate(
         seconds=kernel.count * float(once.seconds),
         method="fitted",
@@ -68,10 +69,17 @@ def _predicted(
     device: DeviceSpec, name: str, dtype: str, s: Mapping[str, ArrayLike], libraries: Libraries
 ) -> tuple[str, Prediction]:
     """The fitted table behind one launch, and what its model says of it; sizes are numbers or arrays of one shape."""
+    if checkpoint.is_checkpoint(name):
+        return "checkpoint", checkpoint.predict(device, name, s)
+    if is_generation(name):
+        return "serving", generation.predict(device, name, dtype, s)
     if name == "gemm" and "narrowed" in s:
-        return "gemm", products.narrowed(device, dtype, s.get("batch", 1), s["m"], s["n"], s["k"])
-    if name in ("conv2d", "conv2d_backward"):
+        sizes = (s.get("batch", 1), s["m"], s["n"], s["k"])
+        return "gemm", products.narrowed(device, dtype, *sizes, library=libraries.gemm)
+    if name in CONVOLUTIONS:
         return "gemm", products.convolution(device, name, dtype, s)
+    if name == "released_cast":
+        return "casts as released", casts.predict(dtype, s)
     if name == "launch":
         return "model_operators", operators.launch(device, s["thousandths"])
     if name == "gemm":

@@ -61,6 +61,8 @@ DIMENSIONS = {
     "stream_write_B_per_s": "bytes_per_second",
     "request_s": "seconds",
     "requests_per_s": "per_second",
+    "open_s": "seconds",
+    "commit_s": "seconds",
     "price_usd_per_B_month": "usd_per_byte_month",
 }
 REQUIRED: dict[Kind, tuple[str, ...]] = {

@@ -16,6 +16,8 @@
 | max_pool2d, avg_pool2d (+ _backward) | inputs, outputs: numbers of both |
 | stream | reads, writes: numbers of both, of whatever else moves its operands through memory once |
 | launch | thousandths: of the time in which the host starts a kernel; the host's work, none of the device |
+| prefill/ENGINE, decode/ENGINE, host_copy, engine_start | see `costmodels.generation` |
+| checkpoint/PHASE | see `costmodels.checkpoint`; the host's work, none of the device |
 
 A gemm with `narrowed` has operands that a cast narrowed before (a conv2d always has), and writes what `precision.HANDS_ON` says.
 """
@@ -24,6 +26,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+
+from costmodels import generation_work
 
 WIDTH_B = {
     "float32": 4.0,
@@ -78,7 +82,7 @@ _ELEMENTWISE = {
     "batch_norm_backward": (5, 12),  # gradient and input likewise
 }
 _POOLS = ("max_pool2d", "max_pool2d_backward", "avg_pool2d", "avg_pool2d_backward")
-_CONVOLUTIONS = ("conv2d", "conv2d_backward")
+CONVOLUTIONS = ("conv2d", "conv2d_backward")
 INDEX_B = 8  # bytes of a position that a pool or an embedding keeps
 
 
@@ -90,13 +94,15 @@ def flops(kernel: Kernel) -> float:
 
 
 def _flops(name: str, s: dict[str, int]) -> Any:
+    if generation_work.is_generation(name):
+        return generation_work.flops(name, s)
     if name == "gemm":
         return 2.0 * s.get("batch", 1) * s["m"] * s["n"] * s["k"]
     if name in ("attention", "attention_backward"):
         # two products forward, five backward (Dao 2023, section 3.1); causal attention sees half of a square
         products = 2 if name == "attention" else 5
         return products * 2.0 * s["batch"] * s["heads"] * s["head_dim"] * attended_pairs(s)
-    if name in _CONVOLUTIONS:
+    if name in CONVOLUTIONS:
         products = 1 if name == "conv2d" else 1 + s["data"]
         return products * 2.0 * conv_outputs(s) * conv_depth(s)
     if name in _ELEMENTWISE:
@@ -134,6 +140,8 @@ def nbytes(kernel: Kernel) -> float:
 def moved_B(name: str, dtype: str, s: Mapping[str, Any]) -> Any:
     """Bytes of one launch; sizes are numbers or arrays that broadcast, the result is of their kind."""
     width = WIDTH_B[dtype]
+    if generation_work.is_generation(name):
+        return generation_work.moved_B(name, width, s)
     if name == "gemm":
         return width * s.get("batch", 1) * (s["m"] * s["k"] + s["k"] * s["n"] + s["m"] * s["n"])
     if name in ("attention", "attention_backward"):
@@ -152,7 +160,7 @@ def moved_B(name: str, dtype: str, s: Mapping[str, Any]) -> Any:
         return s["params"] * (3 * width + 16.0)
     if name in ("sgd", "sgd_momentum"):  # reads weight and gradient, writes the weight; reads and writes the momentum
         return s["params"] * (3 if name == "sgd" else 5) * width
-    if name in _CONVOLUTIONS:
+    if name in CONVOLUTIONS:
         return width * _conv_elements(name, s)
     if name in ("dropout", "dropout_backward"):
         return (2 * width + 1) * s["rows"] * s["cols"]
@@ -163,7 +171,9 @@ def moved_B(name: str, dtype: str, s: Mapping[str, Any]) -> Any:
         return width * (s["reads"] + s["writes"])
     if name == "launch":
         return 0.0
-    if name == "cast" and "bits" in s:
+    if name.startswith("checkpoint/"):
+        return s.get("elements", 0.0)
+    if name == "released_cast" or (name == "cast" and "bits" in s):
         return (width + s["bits"] / 8) * s["elements"]
     return {"cast": 1.5, "copy": 2.0, "zero": 1.0, "amax": 1.0}[name] * width * s["elements"]
 
@@ -181,7 +191,7 @@ NAMES = frozenset(
         *_ELEMENTWISE,
         *("gemm", "attention", "attention_backward", "embedding", "embedding_backward"),
         *("cross_entropy", "cross_entropy_backward", "adamw", "sgd", "sgd_momentum", "cast", "copy", "zero", "amax"),
-        *(*_CONVOLUTIONS, *_POOLS, "dropout", "dropout_backward", "stream"),
+        *(*CONVOLUTIONS, *_POOLS, "dropout", "dropout_backward", "stream"),
     )
 )
 """Kernels of a device."""

@@ -6,11 +6,15 @@ memory once; views move nothing, but a change of shape of what a transposition l
 
 from collections.abc import Iterable
 from math import prod
+from typing import Literal
 
 from costmodels import operators
 from costmodels.kernels import Kernel, kernel
 from costmodels.operator_graph import Operator, OperatorGraph
 from costmodels.precision import BITS, HANDS_ON, Cast
+
+Casts = Literal["fitted", "released", "released_by_channel"]
+"""Who says how long casts take: what was fitted to the device, or the lines of `costmodels.casts`."""
 
 NARROW = frozenset(("int8", "fp8"))
 VIEWS = frozenset(
@@ -176,8 +180,15 @@ def trained_operands(graph: OperatorGraph, operator: Operator) -> tuple[int, ...
     return tuple(place for name, place in edges if graph[name].differentiable)
 
 
-def cast(change: Cast) -> tuple[Kernel, ...]:
-    """Kernels of one cast; to fewer bits than 16 the largest magnitude is looked for first, which gives the scale."""
+def cast(change: Cast, casts: Casts = "fitted") -> tuple[Kernel, ...]:
+    """Kernels of one cast; to fewer bits than 16 the largest magnitude is looked for first, which gives the scale.
+
+    As QSync released them, casts are one kernel; scales by channel are those of weights.
+    """
+    if casts != "fitted":
+        by_channel = int(casts == "released_by_channel" and change.what.endswith("weight"))
+        sizes = {"elements": change.elements, "bits": BITS[change.target], "by_channel": by_channel}
+        return (kernel("released_cast", change.source, **sizes),)
     one = kernel("cast", change.source, elements=change.elements, bits=BITS[change.target])
     if change.target in NARROW:
         return (kernel("amax", change.source, elements=change.elements), one)

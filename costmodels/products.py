@@ -2,7 +2,8 @@
 
 A convolution is the product of a matrix that it never writes down (implicit GEMM): a row for each output place, a column for each
 number in the window of the kernel. Multiplications and tiles are those of `costmodels.gemm`; from memory come the tensors, not the
-matrix, in which a number stands as often as windows cover it.
+matrix, in which a number stands as often as windows cover it. Convolutions take what is typical of
+libraries of products, whichever a scenario names: another library runs them (cuDNN, in PyTorch), of which nothing was measured.
 """
 
 from collections.abc import Mapping
@@ -32,12 +33,20 @@ class Operands:
     quantises: bool = False
 
 
-def narrowed(device: DeviceSpec, dtype: str, batch: ArrayLike, m: ArrayLike, n: ArrayLike, k: ArrayLike) -> Prediction:
+def narrowed(
+    device: DeviceSpec,
+    dtype: str,
+    batch: ArrayLike,
+    m: ArrayLike,
+    n: ArrayLike,
+    k: ArrayLike,
+    *,
+    library: str | None = None,
+) -> Prediction:
     """As `gemm.predict`, of operands that are stored in `dtype` already."""
     form = format_of(dtype, device)
-    if form is None:
-        return gemm.predict(device, dtype, batch, m, n, k)
-    return gemm.predict(device, dtype, batch, m, n, k, widths=Operands(form.a_B, form.b_B, _written_B(dtype, form.c_B)))
+    widths = None if form is None else Operands(form.a_B, form.b_B, _written_B(dtype, form.c_B))
+    return gemm.predict(device, dtype, batch, m, n, k, library=library, widths=widths)
 
 
 def convolution(device: DeviceSpec, name: str, dtype: str, sizes: Mapping[str, ArrayLike]) -> Prediction:

@@ -82,6 +82,8 @@ class StoreSpec:
     stream_write_B_per_s: float
     request_s: float  # time to first byte of one request
     requests_per_s: float | None = None  # the store's limit on operations
+    open_s: float = 0.0  # before the first request of a file that is read
+    commit_s: float = 0.0  # after the last byte of a file until it is whole and durable, whatever its size
     shared: bool = True  # one store for the cluster; False: one for each node
     price_usd_per_B_month: float | None = None
     measured: Mapping[str, object] = field(default_factory=dict, hash=False)

@@ -21,13 +21,14 @@ class StoreDemand:
 
 def demand(store: StoreSpec, requests: int, streams: int, *, write: bool) -> StoreDemand:
     """`requests` of equal size over `streams` parallel streams. Each request waits `request_s` for its first byte; the store's
-    limit on requests a second and its own rate bound the sum of all streams."""
+    limit on requests a second and its own rate bound the sum of all streams. Files are opened, or committed, side by side."""
     stream = store.stream_write_B_per_s if write else store.stream_read_B_per_s
     whole = store.write_B_per_s if write else store.read_B_per_s
     turns = -(-requests // max(streams, 1))
     latency = turns * store.request_s
     if store.requests_per_s:
         latency = max(latency, requests / store.requests_per_s)
+    latency += store.commit_s if write else store.open_s
     return StoreDemand(latency_s=latency, cap_B_per_s=min(stream * min(streams, max(requests, 1)), whole))
 
 

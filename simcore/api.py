@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from simcore.backend import open_backend
 from simcore.compare import Comparison
 from simcore.compare import compare as _compare
-from simcore.errors import InputError, Problem
+from simcore.errors import CannotRun, InputError, Problem
 from simcore.plan import Plan
 from simcore.progress import Progress, part
 from simcore.reporting.report import Report, report
@@ -67,6 +67,20 @@ def plan(source: Source, overrides: Sequence[str] = (), *, progress: Progress | 
     return load(source, overrides).plan(progress)
 
 
+def check(source: Source, overrides: Sequence[str] = (), *, backend: str = "sim", plan: Plan | None = None) -> Plan:
+    """The scenario's plan, or `plan`, if it could run on a backend.
+
+    Raises what planning raises; `PlanError` for a plan that does not suit the scenario's workload, `CannotRun` for what the backend
+    finds, each with all of it.
+    """
+    scenario = load(source, overrides)
+    chosen = scenario.settled(plan)
+    found = open_backend(backend, scenario).check(chosen)
+    if found:
+        raise CannotRun(f"plan {chosen.name!r} cannot run ({backend})", found)
+    return chosen
+
+
 def run(
     source: Source,
     overrides: Sequence[str] = (),
@@ -77,7 +91,7 @@ def run(
 ) -> Run:
     """Plan (or take `plan`), run on a backend, report."""
     scenario = load(source, overrides)
-    chosen = plan if plan is not None else scenario.plan(part(progress, 0.0, 0.2))
+    chosen = scenario.settled(plan, part(progress, 0.0, 0.2))
     trace = open_backend(backend, scenario).run(chosen, progress=part(progress, 0.2, 1.0))
     return Run(scenario=scenario, plan=chosen, trace=trace, report=report(chosen, trace))
 

@@ -1,6 +1,7 @@
 """What can be known to be wrong with a plan before it runs: its own logic, its place on the cluster, its memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 from simcore.cluster import Cluster
 from simcore.errors import DoesNotFit, PlanError, Problem
 from simcore.plan import Collective, Op, Plan, Read, Transfer, Write
+from simcore.quantity import size
 
 SHOWN = 20  # problems printed in full
 
@@ -95,8 +97,9 @@ def shortfalls(plan: Plan, cluster: Cluster) -> list[Problem]:
     """
     found: list[Problem] = []
     limits = plan.decisions.get("memory_limit_B", {})
-    resident, peak = resident_memory(plan), activation_peaks(plan)
-    heavy = [name for name in plan.groups if any(resident[name].values()) or peak[name]]
+    resident, changes = resident_memory(plan), activation_changes(plan)
+    active = {name for name, _ in changes}
+    heavy = [name for name in plan.groups if any(resident[name].values()) or name in active]
     if not heavy:
         return found
     membership = np.stack([_members(plan, name) for name in heavy])
@@ -108,21 +111,19 @@ def shortfalls(plan: Plan, cluster: Cluster) -> list[Problem]:
         device = cluster.device(int(rank))
         parts: dict[str, float] = {}
         for name in inside:
-            for kind, size in resident[name].items():
-                parts[kind] = parts.get(kind, 0.0) + size
-        parts["activations"] = sum(peak[name] for name in inside)
+            for kind, nbytes in resident[name].items():
+                parts[kind] = parts.get(kind, 0.0) + nbytes
+        parts["activations"] = activation_peak(changes, set(inside))
         needed = sum(parts.values())
         limit = min([device.memory_B, *(limits[name] for name in inside if name in limits)])
         if needed > limit:
-            listed = ", ".join(
-                f"{kind} {size / 1e9:.2f} GB" for kind, size in sorted(parts.items(), key=lambda p: -p[1])
-            )
+            listed = ", ".join(f"{kind} {size(nbytes)}" for kind, nbytes in sorted(parts.items(), key=lambda p: -p[1]))
             found.append(
                 Problem(
                     f"memory of rank {rank} ({device.name}) in {', '.join(inside)}",
-                    f"{needed / 1e9:.2f} GB ({listed})",
-                    f"{limit / 1e9:.2f} GB",
-                    f"{(needed - limit) / 1e9:.2f} GB are lacking: shard further, recompute, or use a smaller microbatch",
+                    f"{size(needed)} ({listed})",
+                    size(limit),
+                    f"{size(needed - limit)} are lacking: shard further, recompute, or use a smaller microbatch",
                 )
             )
     return found
@@ -139,14 +140,18 @@ def resident_memory(plan: Plan) -> dict[str, dict[str, float]]:
     return {name: dict(plan.memory_B.get(name, {})) for name in plan.groups}
 
 
-def activation_peaks(plan: Plan) -> dict[str, float]:
-    """Peak of activations by group, with tasks one after the other as listed."""
-    now = dict.fromkeys(plan.groups, 0.0)
-    peak = dict(now)
+def activation_changes(plan: Plan) -> list[tuple[str, int]]:
+    """(group, bytes taken or given back) in program order."""
+    found = []
     for task in plan.tasks:
-        if not task.activation_B:
-            continue
-        for name in (task.op.source, task.op.target) if isinstance(task.op, Transfer) else (task.op.group,):
-            now[name] += task.activation_B
-            peak[name] = max(peak[name], now[name])
-    return peak
+        if task.activation_B:
+            op = task.op
+            groups = (op.source, op.target) if isinstance(op, Transfer) else (op.group,)
+            found += [(name, task.activation_B) for name in groups]
+    return found
+
+
+def activation_peak(changes: Sequence[tuple[str, int]], groups: AbstractSet[str]) -> float:
+    """Peak of activations on a rank that is in those groups, with tasks one after the other as listed."""
+    own = [size for name, size in changes if name in groups]
+    return float(max(np.cumsum(own).max(), 0)) if own else 0.0

@@ -13,8 +13,13 @@ import typer
 
 from simcore.commands.calibrate import calibrate
 from simcore.commands.catalog import catalog
+from simcore.commands.check import check
+from simcore.commands.checkpoint import checkpoint
 from simcore.commands.compare import compare
+from simcore.commands.describe import describe
+from simcore.commands.export import export
 from simcore.commands.plan import plan
+from simcore.commands.rounds import rounds
 from simcore.commands.run import run
 from simcore.commands.schema import schema
 from simcore.commands.sweep import sweep
@@ -28,8 +33,23 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (plan, run, compare, sweep, calibrate, validate, catalog, schema, trace_model):
+for command in (
+    plan,
+    check,
+    run,
+    rounds,
+    compare,
+    sweep,
+    calibrate,
+    validate,
+    catalog,
+    schema,
+    trace_model,
+    describe,
+    export,
+):
     app.command(context_settings={"help_option_names": ["-h", "--help"]})(command)
+app.add_typer(checkpoint, name="checkpoint")
 
 
 def main() -> NoReturn:

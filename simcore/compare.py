@@ -52,7 +52,7 @@ def compare(
     backends: Callable[[str, "Scenario"], Backend] = open_backend,
 ) -> Comparison:
     """Plan once (or take `plan`), simulate it, run it `repeat` times for real. Raises `CannotRun` before anything runs."""
-    chosen = plan if plan is not None else scenario.plan(part(progress, 0.0, 0.1))
+    chosen = scenario.settled(plan, part(progress, 0.0, 0.1))
     simulator, machine = backends("sim", scenario), backends("real", scenario)
     simulated = simulator.run(chosen, progress=part(progress, 0.1, 0.2))
     measured = []

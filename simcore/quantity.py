@@ -28,3 +28,8 @@ Seconds = Annotated[float, BeforeValidator(_reader("seconds")), Field(ge=0), _sc
 BytesPerSecond = Annotated[
     float, BeforeValidator(_reader("bytes_per_second")), Field(gt=0), _schema("bytes_per_second")
 ]
+
+
+def size(nbytes: float) -> str:
+    """Bytes as messages give them: "5.12 GB", or "44.1 MB" below one GB."""
+    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"

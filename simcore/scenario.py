@@ -26,7 +26,7 @@ from costmodels.catalog import Catalog
 from costmodels.libraries import Libraries, known
 from simcore.cluster import Cluster
 from simcore.document import read_document
-from simcore.errors import Problem, ScenarioError, WindtunnelError
+from simcore.errors import PlanError, Problem, ScenarioError, WindtunnelError
 from simcore.faults import FaultSpec
 from simcore.overrides import apply
 from simcore.parts import KEYS, find
@@ -56,7 +56,7 @@ class LibraryOptions(BaseModel):
 
     gemm: str | None = Field(
         None,
-        description="Library of matrix products; nobody named: typical of those measured.",
+        description="Library of matrix products; nobody named: typical of those measured. Convolutions always are.",
         json_schema_extra=_enumerated("gemm"),
     )
     attention: str | None = Field(
@@ -177,6 +177,16 @@ class Scenario:
             progress=progress,
         )
         return plan
+
+    def settled(self, given: Plan | None, progress: Progress | None = None) -> Plan:
+        """`given`, or what the planner decides. Raises `PlanError` where a given plan names what the workload does not have."""
+        if given is None:
+            return self.plan(progress)
+        of_workload = getattr(self._workload, "problems_of", None)
+        found = of_workload(given, self._cluster) if of_workload else []
+        if found:
+            raise PlanError(f"plan {given.name!r} does not suit {self.name!r}", found)
+        return given
 
     def _evaluate(self, plan: Plan) -> float:
         """Simulated seconds of one iteration, without faults: for planners that search."""

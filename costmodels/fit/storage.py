@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from costmodels.catalog import Catalog
+from costmodels.checkpoint import MESSAGE_S, RATES
 from costmodels.fit.rounding import rounded
 from costmodels.prediction import Floats
 from costmodels.specs import StoreSpec
@@ -27,17 +28,21 @@ FEW = 8
 OPEN_S = {"missing": 3e-6, "local": 12e-6, "shared": 2e-3}
 """Of a file that exists on a local and on a shared store, where no row says."""
 PLAIN_PHASES = {
-    "planning": {"start_s": 2e-3, "s_per_B": 0.0},
-    "d2h": {"start_s": 0.01, "s_per_B": 0.3e-9},
-    "serialize": {"start_s": 0.1, "s_per_B": 0.8e-9},
-    "dump to shm": {"start_s": 0.01, "s_per_B": 1e-9},
-    "upload": {"start_s": 5.0, "s_per_B": 5e-9},
-    "download": {"start_s": 2.0, "s_per_B": 1.5e-9},
-    "read": {"start_s": 2.0, "s_per_B": 1.5e-9},
-    "deserialize": {"start_s": 0.1, "s_per_B": 0.8e-9},
-    "h2d": {"start_s": 0.01, "s_per_B": 0.3e-9},
+    "planning": {"start_s": MESSAGE_S, "s_per_B": 0.0},
+    **{
+        name: {"start_s": RATES[phase].start_s, "s_per_B": 1.0 / RATES[phase].B_per_s}
+        for name, phase in (("d2h", "d2h"), ("serialize", "pickle"), ("dump to shm", "dump"))
+    },
+    "upload": {"start_s": 9.0, "s_per_B": 2.5e-9},
+    "download": {"start_s": 3.4, "s_per_B": 1.5e-9},
+    "read": {"start_s": 3.4, "s_per_B": 1.5e-9},
+    **{
+        name: {"start_s": RATES[phase].start_s, "s_per_B": 1.0 / RATES[phase].B_per_s}
+        for name, phase in (("deserialize", "unpickle"), ("h2d", "h2d"))
+    },
 }
-"""Before any fit: PCIe without pinned pages, pickling and copies by one core, a client of HDFS. Planning is for each rank."""
+"""Before any fit: the phases of `costmodels.checkpoint`, and a client of the catalogue's HDFS with four streams. Planning is for
+each rank."""
 
 Row = tuple[Task, float]
 Stores = Mapping[str, StoreSpec]

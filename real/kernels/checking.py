@@ -1,6 +1,6 @@
 """Refuses operands that a kernel cannot take, with everything that is wrong with them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -57,3 +57,37 @@ def scale_problem(field: str, scale: torch.Tensor | None, channels: int) -> Prob
     if scale.numel() not in (1, channels) or scale.dim() > 1:
         return Problem(field, f"shape {tuple(scale.shape)}", f"one number or shape ({channels},)")
     return None
+
+
+def scaling_problems(
+    x_scale: torch.Tensor | None,
+    w_scale: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    n: int,
+    out_dtype: torch.dtype,
+) -> tuple[Problem | None, ...]:
+    """Of int8 products: both scales or none; without them int32 and no bias."""
+    scaled = x_scale is not None
+    given, wanted = ("given" if w_scale is not None else "None"), ("given" if scaled else "None")
+    return (
+        equal_problem("w_scale", given, wanted, "Both or none."),
+        named_dtype_problem("out_dtype", out_dtype, FLOATS if scaled else (torch.int32,)),
+        None if bias is None else equal_problem("bias", tuple(bias.shape), (n,)),
+        Problem("bias", "given", "None", "A bias needs scales.") if bias is not None and not scaled else None,
+    )
+
+
+def half_problems(
+    operands: Mapping[str, torch.Tensor],
+    dtype: torch.dtype,
+    out_dtype: torch.dtype,
+    bias: torch.Tensor | None = None,
+    n: int = 0,
+) -> tuple[Problem | None, ...]:
+    """Of half products: operands by name, and a bias for each of `n` channels."""
+    return (
+        *(dtype_problem(name, tensor, FLOATS) for name, tensor in operands.items()),
+        named_dtype_problem("dtype", dtype, HALVES),
+        named_dtype_problem("out_dtype", out_dtype, FLOATS),
+        None if bias is None else equal_problem("bias", tuple(bias.shape), (n,)),
+    )

@@ -25,12 +25,13 @@ from costmodels.errors import InputError, Problem
 from real.kernels.amax import amax_launch
 from real.kernels.convolution import convolution_launch
 from real.kernels.convolution_gradients import input_gradient_launch, weight_gradient_launch, weight_gradient_parts
+from real.kernels.expert_cases import expert_cases
+from real.kernels.gemm import gemm_launch, parts_of
 from real.kernels.geometry import geometry_of
-from real.kernels.half_gemm import half_gemm_launch, parts_of
-from real.kernels.int8_gemm import int8_gemm_launch
 from real.kernels.launching import Launch
 from real.kernels.layout import channels_of
 from real.kernels.quantise import dequantise_launch, quantise_launch
+from real.kernels.rlhf_cases import rlhf_cases
 from real.kernels.tiles import SHARED_B
 
 CAPABILITIES = ((8, 0), (8, 9), (9, 0))
@@ -39,6 +40,7 @@ MAX_REGISTERS = 255
 
 Case = Callable[[tuple[int, int]], Launch]
 POINTERS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int8: "i8", torch.int32: "i32"}
+POINTERS |= {torch.int64: "i64"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +162,8 @@ def cases() -> Iterator[tuple[str, Case]]:
     yield from _convolution_cases(128, 64, 56, 64, 3, 1, 1, (torch.float16, torch.bfloat16))
     for sizes in ((128, 256, 56, 512, 1, 2, 0), (128, 3, 224, 64, 7, 2, 3), (2, 17, 9, 33, 3, 1, 1)):
         yield from _convolution_cases(*sizes, (torch.float16,))
+    yield from rlhf_cases()
+    yield from expert_cases()
 
 
 def _meta(*shape: int, dtype: torch.dtype, last: bool = False) -> torch.Tensor:
@@ -193,15 +197,14 @@ def _elementwise_cases() -> Iterator[tuple[str, Case]]:
 
 def _product_cases(m: int, n: int, k: int, dtypes: tuple[torch.dtype, ...]) -> Iterator[tuple[str, Case]]:
     size = f"{m}x{n}x{k}"
-    x, w = _meta(1, m, k, dtype=torch.int8), _meta(1, n, k, dtype=torch.int8)
+    x, w, turned = (_meta(1, *s, dtype=torch.int8) for s in ((m, k), (n, k), (k, n)))
     rows, columns, one = (_meta(s, dtype=torch.float32) for s in (m, n, 1))
-    out = _meta(1, m, n, dtype=torch.float32)
-    sums = _meta(1, m, n, dtype=torch.int32)
-    turned = _meta(1, k, n, dtype=torch.int8).mT
-    yield f"int8_gemm {size} tensor", lambda c: int8_gemm_launch(x, w, one, one, None, out, c)
-    yield f"int8_gemm {size} channel, bias", lambda c: int8_gemm_launch(x, w, rows, columns, columns, out, c)
-    yield f"int8_gemm {size} int32", lambda c: int8_gemm_launch(x, w, None, None, None, sums, c)
-    yield f"int8_gemm {size} w turned", lambda c: int8_gemm_launch(x, turned, one, columns, None, out, c)
+    out, sums = (_meta(1, 1, m, n, dtype=dtype) for dtype in (torch.float32, torch.int32))
+    int8 = torch.int8
+    yield f"int8_gemm {size} tensor", lambda c: gemm_launch(x, w.mT, one, one, None, out, int8, c)
+    yield f"int8_gemm {size} channel, bias", lambda c: gemm_launch(x, w.mT, rows, columns, columns, out, int8, c)
+    yield f"int8_gemm {size} int32", lambda c: gemm_launch(x, w.mT, None, None, None, sums, int8, c)
+    yield f"int8_gemm {size} w turned", lambda c: gemm_launch(x, turned, one, columns, None, out, int8, c)
     for dtype in dtypes:
         for source in (torch.float32, dtype):
             kind = f"{str(source).removeprefix('torch.')} in {str(dtype).removeprefix('torch.')}"
@@ -215,7 +218,7 @@ def _half_case(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, dtyp
     def launch(capability: tuple[int, int]) -> Launch:
         parts = parts_of(a, b, capability)
         out = _meta(parts, 1, a.shape[1], b.shape[2], dtype=torch.float32 if parts > 1 else dtype)
-        return half_gemm_launch(a, b, bias if parts == 1 else None, out, dtype, capability)
+        return gemm_launch(a, b, None, None, bias if parts == 1 else None, out, dtype, capability)
 
     return launch
 

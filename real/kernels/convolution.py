@@ -11,21 +11,21 @@ import triton
 import triton.language as tl
 from torch.nn import functional
 
+from real.kernels.blocks import both, finished, multiplied, tile_of, write
 from real.kernels.checking import (
-    FLOATS,
-    HALVES,
     dtype_problem,
-    equal_problem,
-    named_dtype_problem,
+    half_problems,
     reduction_problem,
     refuse,
     scale_problem,
+    scaling_problems,
 )
 from real.kernels.geometry import Geometry, Pair, channels_last, geometry_of
 from real.kernels.half_gemm import rounded
-from real.kernels.int8_gemm import reference_int8_gemm, scaling_problems
+from real.kernels.images import pixel, tap, window
+from real.kernels.int8_gemm import reference_int8_gemm, scaled
 from real.kernels.launching import Launch
-from real.kernels.tiles import capability_of, finished, multiplied_in, narrowed, place, tile
+from real.kernels.tiles import capability_of, tile, tiled_launch
 
 
 @triton.jit
@@ -35,41 +35,35 @@ def _convolve(  # type: ignore[no-untyped-def]
     x_n, x_h, x_w, w_o, w_h, w_w, out_n, out_h, out_w,
     TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PAD_H: tl.constexpr, PAD_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
-    DTYPE: tl.constexpr, WIDEN: tl.constexpr, TOTAL: tl.constexpr, W_PER_COLUMN: tl.constexpr,
+    W_PER_COLUMN: tl.constexpr, DTYPE: tl.constexpr, WIDEN: tl.constexpr, TOTAL: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     pixels = batch * out_height * out_width
     reduction = TAPS_H * TAPS_W * channels
-    at_m, at_n = place(tl.program_id(0), tl.cdiv(pixels, BLOCK_M), tl.cdiv(out_channels, BLOCK_N), GROUP_M)
+    rows, columns = tile_of(pixels, out_channels, BLOCK_M, BLOCK_N, GROUP_M)
     group = tl.program_id(1)
-    rows = at_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = at_n * BLOCK_N + tl.arange(0, BLOCK_N)
     out_channel = group * out_channels + columns
-    image = (rows // (out_height * out_width)).to(tl.int64)
-    row, column = rows // out_width % out_height, rows % out_width
+    image, row, column = pixel(rows, out_height, out_width)
     top, left = row * STRIDE_H - PAD_H, column * STRIDE_W - PAD_W
     x_at = x_ptr + image * x_n + group * channels
     w_at = w_ptr + out_channel.to(tl.int64) * w_o
     total = tl.zeros((BLOCK_M, BLOCK_N), TOTAL)
     for start in range(0, reduction, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        channel, tap = k % channels, k // channels
-        tap_h, tap_w = tap // TAPS_W, tap % TAPS_W
+        channel, tap_h, tap_w = tap(k, channels, TAPS_W)
         h = top[:, None] + (tap_h * DILATION_H)[None, :]
         w = left[:, None] + (tap_w * DILATION_W)[None, :]
-        inside = (h >= 0) & (h < height) & (w >= 0) & (w < width)
-        inside &= (rows < pixels)[:, None] & (k < reduction)[None, :]
-        x = tl.load(x_at[:, None] + (h * x_h + w * x_w + channel[None, :]), mask=inside, other=0.0)
-        weight_mask = (k < reduction)[:, None] & (columns < out_channels)[None, :]
-        weight = tl.load(w_at[None, :] + (tap_h * w_h + tap_w * w_w + channel)[:, None], mask=weight_mask, other=0.0)
-        total = tl.dot(narrowed(x, DTYPE, WIDEN), narrowed(weight, DTYPE, WIDEN), total, out_dtype=TOTAL)
+        there = both(rows < pixels, k < reduction)
+        x = window(x_at[:, None], h, w, channel[None, :], x_h, x_w, height, width, there)
+        weight_at = w_at[None, :] + (tap_h * w_h + tap_w * w_w + channel)[:, None]
+        weight = tl.load(weight_at, mask=both(k < reduction, columns < out_channels), other=0.0)
+        total = multiplied(x, weight, total, DTYPE, WIDEN, TOTAL)
     result = finished(
         total, x_scale_ptr, w_scale_ptr, bias_ptr,
         rows, out_channel, rows < pixels, columns < out_channels, False, W_PER_COLUMN,
     )  # fmt: skip
     out_at = (out_ptr + image * out_n + row * out_h + column * out_w)[:, None] + out_channel[None, :]
-    out_mask = (rows < pixels)[:, None] & (columns < out_channels)[None, :]
-    tl.store(out_at, result.to(out_ptr.dtype.element_ty), mask=out_mask)
+    write(out_at, result, both(rows < pixels, columns < out_channels))
 
 
 def convolution_launch(
@@ -92,9 +86,11 @@ def convolution_launch(
         batch=geometry.groups,
         wide_loads=geometry.group_channels % 16 == 0,
     )
-    return Launch(
-        kernel=_convolve,
-        grid=(chosen.programs(geometry.out_pixels, geometry.group_out_channels), geometry.groups),
+    return tiled_launch(
+        _convolve,
+        chosen,
+        size=(geometry.out_pixels, geometry.group_out_channels),
+        batch=geometry.groups,
         arguments={
             "x_ptr": x,
             "w_ptr": w,
@@ -105,15 +101,8 @@ def convolution_launch(
             **geometry.sizes,
             **geometry.strides(x=x, w=w, out=out),
         },
-        constants={
-            **geometry.constants,
-            **multiplied_in(dtype),
-            "TOTAL": tl.int32 if dtype == torch.int8 else tl.float32,
-            "W_PER_COLUMN": w_scale is not None and w_scale.numel() > 1,
-            **chosen.constants,
-        },
-        num_warps=chosen.num_warps,
-        num_stages=chosen.num_stages,
+        constants={**geometry.constants, "W_PER_COLUMN": w_scale is not None and w_scale.numel() > 1},
+        dtype=dtype,
         flops=geometry.flops,
     )
 
@@ -165,7 +154,7 @@ def half_conv2d(
     """
     geometry = geometry_of("half_conv2d", x.shape, w.shape, stride, padding, dilation, groups)
     out_dtype = out_dtype or dtype
-    check_half("half_conv2d", x, w, dtype, out_dtype, bias, geometry.out_channels)
+    refuse("half_conv2d", half_problems({"x": x, "w": w}, dtype, out_dtype, bias, geometry.out_channels))
     return _convolved(x, w, None, None, bias, geometry, dtype, out_dtype)
 
 
@@ -208,28 +197,6 @@ def _check_int8(
     )
 
 
-def check_half(
-    kernel: str,
-    first: torch.Tensor,
-    second: torch.Tensor,
-    dtype: torch.dtype,
-    out_dtype: torch.dtype,
-    bias: torch.Tensor | None = None,
-    out_channels: int = 0,
-) -> None:
-    """Refuse operands of a convolution, or of its gradients, whose dtypes do not fit."""
-    refuse(
-        kernel,
-        (
-            dtype_problem("first operand", first, FLOATS),
-            dtype_problem("second operand", second, FLOATS),
-            named_dtype_problem("dtype", dtype, HALVES),
-            named_dtype_problem("out_dtype", out_dtype, FLOATS),
-            None if bias is None else equal_problem("bias", tuple(bias.shape), (out_channels,)),
-        ),
-    )
-
-
 def reference_int8_conv2d(
     x: torch.Tensor,
     w: torch.Tensor,
@@ -251,11 +218,8 @@ def reference_int8_conv2d(
     total = torch.cat(
         [reference_int8_gemm(a, b, out_dtype=torch.int32) for a, b in zip(patches, kernels, strict=True)], dim=1
     )
-    if x_scale is not None and w_scale is not None:
-        result = total.float() * x_scale.reshape(()) * w_scale
-        total = (result if bias is None else result + bias.float()).to(out_dtype)
     n, o, h, w_ = geometry.out_shape
-    return total.reshape(n, h, w_, o).permute(0, 3, 1, 2)
+    return scaled(total, x_scale, w_scale, bias, out_dtype).reshape(n, h, w_, o).permute(0, 3, 1, 2)
 
 
 def _patches(x: torch.Tensor, geometry: Geometry) -> torch.Tensor:
@@ -295,6 +259,6 @@ def reference_half_conv2d(
     its rounding."""
     geometry = geometry_of("half_conv2d", x.shape, w.shape, stride, padding, dilation, groups)
     out_dtype = out_dtype or dtype
-    check_half("half_conv2d", x, w, dtype, out_dtype, bias, geometry.out_channels)
+    refuse("half_conv2d", half_problems({"x": x, "w": w}, dtype, out_dtype, bias, geometry.out_channels))
     total = functional.conv2d(rounded(x, dtype), rounded(w, dtype), None, stride, padding, dilation, groups)
     return (total if bias is None else total.float() + bias.float()[:, None, None]).to(out_dtype)

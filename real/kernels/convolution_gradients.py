@@ -4,13 +4,13 @@ import torch
 import triton
 import triton.language as tl
 
-from costmodels.errors import Problem
-from real.kernels.checking import equal_problem, refuse
-from real.kernels.convolution import check_half
+from real.kernels.blocks import both, multiplied, tile_of, write
+from real.kernels.checking import equal_problem, half_problems, refuse
 from real.kernels.geometry import Geometry, Pair, channels_last, geometry_of
 from real.kernels.half_gemm import rounded
+from real.kernels.images import pixel, tap, window
 from real.kernels.launching import Launch
-from real.kernels.tiles import Tile, capability_of, multiplied_in, narrowed, place, splits, tile
+from real.kernels.tiles import Tile, capability_of, part_length, splits, tile, tiled_launch, together
 
 
 @triton.jit
@@ -20,37 +20,30 @@ def _input_gradient(  # type: ignore[no-untyped-def]
     g_n, g_h, g_w, w_o, w_h, w_w, out_n, out_h, out_w,
     TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PAD_H: tl.constexpr, PAD_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
-    DTYPE: tl.constexpr, WIDEN: tl.constexpr,
+    DTYPE: tl.constexpr, WIDEN: tl.constexpr, TOTAL: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     pixels = batch * height * width
     reduction = TAPS_H * TAPS_W * out_channels
-    at_m, at_n = place(tl.program_id(0), tl.cdiv(pixels, BLOCK_M), tl.cdiv(channels, BLOCK_N), GROUP_M)
+    rows, columns = tile_of(pixels, channels, BLOCK_M, BLOCK_N, GROUP_M)
     group = tl.program_id(1)
-    rows = at_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = at_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    image = (rows // (height * width)).to(tl.int64)
-    row, column = rows // width % height, rows % width
+    image, row, column = pixel(rows, height, width)
     g_at = g_ptr + image * g_n + group * out_channels
-    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    total = tl.zeros((BLOCK_M, BLOCK_N), TOTAL)
     for start in range(0, reduction, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        out_channel, tap = k % out_channels, k // out_channels
-        tap_h, tap_w = tap // TAPS_W, tap % TAPS_W
+        out_channel, tap_h, tap_w = tap(k, out_channels, TAPS_W)
         # this pixel meets the tap where the filter starts at `top`, `left`; only every STRIDE-th start was computed
         top = (row + PAD_H)[:, None] - (tap_h * DILATION_H)[None, :]
         left = (column + PAD_W)[:, None] - (tap_w * DILATION_W)[None, :]
+        met = both(rows < pixels, k < reduction) & (top % STRIDE_H == 0) & (left % STRIDE_W == 0)
         h, w = top // STRIDE_H, left // STRIDE_W
-        met = (top >= 0) & (left >= 0) & (top % STRIDE_H == 0) & (left % STRIDE_W == 0)
-        met &= (h < out_height) & (w < out_width) & (rows < pixels)[:, None] & (k < reduction)[None, :]
-        g = tl.load(g_at[:, None] + (h * g_h + w * g_w + out_channel[None, :]), mask=met, other=0.0)
+        g = window(g_at[:, None], h, w, out_channel[None, :], g_h, g_w, out_height, out_width, met)
         w_at = w_ptr + (group * out_channels + out_channel).to(tl.int64) * w_o + tap_h * w_h + tap_w * w_w
-        weight_mask = (k < reduction)[:, None] & (columns < channels)[None, :]
-        weight = tl.load(w_at[:, None] + columns[None, :], mask=weight_mask, other=0.0)
-        total = tl.dot(narrowed(g, DTYPE, WIDEN), narrowed(weight, DTYPE, WIDEN), total)
+        weight = tl.load(w_at[:, None] + columns[None, :], mask=both(k < reduction, columns < channels), other=0.0)
+        total = multiplied(g, weight, total, DTYPE, WIDEN, TOTAL)
     out_at = (out_ptr + image * out_n + row * out_h + column * out_w)[:, None] + (group * channels + columns)[None, :]
-    out_mask = (rows < pixels)[:, None] & (columns < channels)[None, :]
-    tl.store(out_at, total.to(out_ptr.dtype.element_ty), mask=out_mask)
+    write(out_at, total, both(rows < pixels, columns < channels))
 
 
 @triton.jit
@@ -60,38 +53,30 @@ def _weight_gradient(  # type: ignore[no-untyped-def]
     g_n, g_h, g_w, x_n, x_h, x_w, out_part, out_o,
     TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PAD_H: tl.constexpr, PAD_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
-    DTYPE: tl.constexpr, WIDEN: tl.constexpr,
+    DTYPE: tl.constexpr, WIDEN: tl.constexpr, TOTAL: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     taps = TAPS_H * TAPS_W * channels
     pixels = batch * out_height * out_width
-    at_m, at_n = place(tl.program_id(0), tl.cdiv(out_channels, BLOCK_M), tl.cdiv(taps, BLOCK_N), GROUP_M)
+    rows, columns = tile_of(out_channels, taps, BLOCK_M, BLOCK_N, GROUP_M)
     group = tl.program_id(1)
     first = tl.program_id(2) * part
-    rows = at_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = at_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    channel, tap = columns % channels, columns // channels
-    down, right = tap // TAPS_W * DILATION_H - PAD_H, tap % TAPS_W * DILATION_W - PAD_W
-    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    channel, tap_h, tap_w = tap(columns, channels, TAPS_W)
+    down, right = tap_h * DILATION_H - PAD_H, tap_w * DILATION_W - PAD_W
+    total = tl.zeros((BLOCK_M, BLOCK_N), TOTAL)
     for start in range(first, tl.minimum(first + part, pixels), BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        image = (k // (out_height * out_width)).to(tl.int64)
-        row, column = k // out_width % out_height, k % out_width
+        image, row, column = pixel(k, out_height, out_width)
         g_at = g_ptr + image * g_n + row * g_h + column * g_w + group * out_channels
-        g_mask = (rows < out_channels)[:, None] & (k < pixels)[None, :]
-        g = tl.load(g_at[None, :] + rows[:, None], mask=g_mask, other=0.0)
+        g = tl.load(g_at[None, :] + rows[:, None], mask=both(rows < out_channels, k < pixels), other=0.0)
         h = (row * STRIDE_H)[:, None] + down[None, :]
         w = (column * STRIDE_W)[:, None] + right[None, :]
-        inside = (h >= 0) & (h < height) & (w >= 0) & (w < width)
-        inside &= (k < pixels)[:, None] & (columns < taps)[None, :]
-        x_at = x_ptr + image * x_n + group * channels
-        x = tl.load(x_at[:, None] + (h * x_h + w * x_w + channel[None, :]), mask=inside, other=0.0)
-        total = tl.dot(narrowed(g, DTYPE, WIDEN), narrowed(x, DTYPE, WIDEN), total)
-    out_at = (
-        out_ptr + tl.program_id(2).to(tl.int64) * out_part + (group * out_channels + rows).to(tl.int64)[:, None] * out_o
-    )
-    out_mask = (rows < out_channels)[:, None] & (columns < taps)[None, :]
-    tl.store(out_at + columns[None, :], total.to(out_ptr.dtype.element_ty), mask=out_mask)
+        x_at = (x_ptr + image * x_n + group * channels)[:, None]
+        x = window(x_at, h, w, channel[None, :], x_h, x_w, height, width, both(k < pixels, columns < taps))
+        total = multiplied(g, x, total, DTYPE, WIDEN, TOTAL)
+    out_at = out_ptr + tl.program_id(2).to(tl.int64) * out_part
+    out_at += (group * out_channels + rows).to(tl.int64)[:, None] * out_o + columns[None, :]
+    write(out_at, total, both(rows < out_channels, columns < taps))
 
 
 def input_gradient_launch(
@@ -112,9 +97,11 @@ def input_gradient_launch(
         batch=geometry.groups,
         wide_loads=geometry.wide_loads,
     )
-    return Launch(
-        kernel=_input_gradient,
-        grid=(chosen.programs(geometry.pixels, geometry.group_channels), geometry.groups),
+    return tiled_launch(
+        _input_gradient,
+        chosen,
+        size=(geometry.pixels, geometry.group_channels),
+        batch=geometry.groups,
         arguments={
             "g_ptr": gradient,
             "w_ptr": w,
@@ -122,9 +109,8 @@ def input_gradient_launch(
             **geometry.sizes,
             **geometry.strides(g=gradient, w=w, out=out),
         },
-        constants={**geometry.constants, **multiplied_in(dtype), **chosen.constants},
-        num_warps=chosen.num_warps,
-        num_stages=chosen.num_stages,
+        constants=geometry.constants,
+        dtype=dtype,
         flops=geometry.flops,
     )
 
@@ -140,24 +126,24 @@ def weight_gradient_launch(
     """`gradient` and `x` channels-last, `out` a contiguous (parts, out_channels, reduction)."""
     widest_B = max(gradient.element_size(), x.element_size())
     chosen = _weight_tile(geometry, widest_B, capability)
-    part = -(-geometry.out_pixels // (len(out) * chosen.k)) * chosen.k
-    programs = chosen.programs(geometry.group_out_channels, geometry.reduction)
-    return Launch(
-        kernel=_weight_gradient,
-        grid=(programs, geometry.groups, len(out)),
+    return tiled_launch(
+        _weight_gradient,
+        chosen,
+        size=(geometry.group_out_channels, geometry.reduction),
+        batch=geometry.groups,
+        parts=len(out),
         arguments={
             "g_ptr": gradient,
             "x_ptr": x,
             "out_ptr": out,
             **geometry.sizes,
-            "part": part,
+            "part": part_length(geometry.out_pixels, len(out), chosen.k),
             **geometry.strides(g=gradient, x=x),
             "out_part": out.stride(0),
             "out_o": out.stride(1),
         },
-        constants={**geometry.constants, **multiplied_in(dtype), **chosen.constants},
-        num_warps=chosen.num_warps,
-        num_stages=chosen.num_stages,
+        constants=geometry.constants,
+        dtype=dtype,
         flops=geometry.flops,
     )
 
@@ -194,7 +180,7 @@ def half_conv2d_input_gradient(
     """
     out_dtype = out_dtype or dtype
     geometry = _geometry(x_shape, w.shape, gradient, stride, padding, dilation, groups)
-    check_half("half_conv2d_input_gradient", gradient, w, dtype, out_dtype)
+    refuse("half_conv2d_input_gradient", half_problems({"gradient": gradient, "w": w}, dtype, out_dtype))
     out = torch.empty(tuple(x_shape), dtype=out_dtype, device=w.device, memory_format=torch.channels_last)
     capability = capability_of(w.device)
     input_gradient_launch(channels_last(gradient), channels_last(w), out, geometry, dtype, capability).run()
@@ -221,13 +207,13 @@ def half_conv2d_weight_gradient(
     """
     out_dtype = out_dtype or dtype
     geometry = _geometry(x.shape, w_shape, gradient, stride, padding, dilation, groups)
-    check_half("half_conv2d_weight_gradient", gradient, x, dtype, out_dtype)
+    refuse("half_conv2d_weight_gradient", half_problems({"gradient": gradient, "x": x}, dtype, out_dtype))
     capability = capability_of(x.device)
     parts = weight_gradient_parts(geometry, max(gradient.element_size(), x.element_size()), capability)
     part_dtype = torch.float32 if parts > 1 else out_dtype
     out = torch.empty(parts, geometry.out_channels, geometry.reduction, dtype=part_dtype, device=x.device)
     weight_gradient_launch(channels_last(gradient), channels_last(x), out, geometry, dtype, capability).run()
-    total = out[0] if parts == 1 else out.sum(0).to(out_dtype)
+    total = out[0] if parts == 1 else together(out, None, out_dtype)
     shape = (geometry.out_channels, *geometry.taps, geometry.group_channels)
     return total.reshape(shape).permute(0, 3, 1, 2)
 
@@ -235,8 +221,7 @@ def half_conv2d_weight_gradient(
 def _geometry(x_shape, w_shape, gradient, stride, padding, dilation, groups):  # type: ignore[no-untyped-def]
     kernel = "the gradient of a convolution"
     geometry = geometry_of(kernel, x_shape, w_shape, stride, padding, dilation, groups)
-    wrong: list[Problem | None] = [equal_problem("gradient", tuple(gradient.shape), geometry.out_shape)]
-    refuse(kernel, wrong)
+    refuse(kernel, [equal_problem("gradient", tuple(gradient.shape), geometry.out_shape)])
     return geometry
 
 

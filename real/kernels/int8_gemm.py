@@ -4,92 +4,11 @@ Sums are exact as long as they fit into int32, which 133,144 products in [-127, 
 """
 
 import torch
-import triton
-import triton.language as tl
 
 from costmodels.errors import Problem
-from real.kernels.checking import (
-    FLOATS,
-    dtype_problem,
-    equal_problem,
-    named_dtype_problem,
-    reduction_problem,
-    refuse,
-    scale_problem,
-)
-from real.kernels.launching import Launch
-from real.kernels.tiles import capability_of, finished, place, tile, wide
-
-
-@triton.jit
-def _int8_gemm(  # type: ignore[no-untyped-def]
-    x_ptr, w_ptr, x_scale_ptr, w_scale_ptr, bias_ptr, out_ptr, m, n, k,
-    x_batch, x_m, x_k, w_batch, w_n, w_k, out_batch, out_m,
-    X_PER_ROW: tl.constexpr, W_PER_COLUMN: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
-):  # fmt: skip
-    at_m, at_n = place(tl.program_id(0), tl.cdiv(m, BLOCK_M), tl.cdiv(n, BLOCK_N), GROUP_M)
-    batch = tl.program_id(1).to(tl.int64)
-    rows = at_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = at_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    depth = tl.arange(0, BLOCK_K)
-    x_at = x_ptr + batch * x_batch + rows.to(tl.int64)[:, None] * x_m + depth[None, :] * x_k
-    w_at = w_ptr + batch * w_batch + columns.to(tl.int64)[None, :] * w_n + depth[:, None] * w_k
-    total = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
-    for start in range(0, k, BLOCK_K):
-        left = depth < k - start
-        x = tl.load(x_at, mask=(rows < m)[:, None] & left[None, :], other=0)
-        w = tl.load(w_at, mask=(columns < n)[None, :] & left[:, None], other=0)
-        total = tl.dot(x, w, total, out_dtype=tl.int32)
-        x_at += BLOCK_K * x_k
-        w_at += BLOCK_K * w_k
-    result = finished(
-        total, x_scale_ptr, w_scale_ptr, bias_ptr, rows, columns, rows < m, columns < n, X_PER_ROW, W_PER_COLUMN
-    )
-    out_at = out_ptr + batch * out_batch + rows.to(tl.int64)[:, None] * out_m + columns[None, :]
-    tl.store(out_at, result.to(out_ptr.dtype.element_ty), mask=(rows < m)[:, None] & (columns < n)[None, :])
-
-
-def int8_gemm_launch(
-    x: torch.Tensor,
-    w: torch.Tensor,
-    x_scale: torch.Tensor | None,
-    w_scale: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    out: torch.Tensor,
-    capability: tuple[int, int],
-) -> Launch:
-    """(batch, m, k) and (batch, n, k) to a contiguous (batch, m, n)."""
-    batch, m, k = x.shape
-    n = w.shape[1]
-    chosen = tile(m, n, 1, capability, batch=batch, wide_loads=wide(x, w))
-    return Launch(
-        kernel=_int8_gemm,
-        grid=(chosen.programs(m, n), batch),
-        arguments={
-            "x_ptr": x,
-            "w_ptr": w,
-            "x_scale_ptr": x_scale,
-            "w_scale_ptr": w_scale,
-            "bias_ptr": bias,
-            "out_ptr": out,
-            "m": m,
-            "n": n,
-            "k": k,
-            **dict(zip(("x_batch", "x_m", "x_k"), x.stride(), strict=True)),
-            **dict(zip(("w_batch", "w_n", "w_k"), w.stride(), strict=True)),
-            "out_batch": out.stride(0),
-            "out_m": out.stride(1),
-        },
-        constants={
-            "X_PER_ROW": x_scale is not None and x_scale.numel() > 1,
-            "W_PER_COLUMN": w_scale is not None and w_scale.numel() > 1,
-            **chosen.constants,
-        },
-        num_warps=chosen.num_warps,
-        num_stages=chosen.num_stages,
-        flops=2 * batch * m * n * k,
-    )
+from real.kernels.checking import dtype_problem, reduction_problem, refuse, scale_problem, scaling_problems
+from real.kernels.gemm import batched, gemm_launch
+from real.kernels.tiles import capability_of
 
 
 def int8_gemm(
@@ -110,10 +29,10 @@ def int8_gemm(
     longer than int32 holds.
     """
     _check(x, w, x_scale, w_scale, bias, out_dtype)
-    deep_x, deep_w = (t if t.dim() == 3 else t[None] for t in (x, w))
-    out = torch.empty(len(deep_x), deep_x.shape[1], deep_w.shape[1], dtype=out_dtype, device=x.device)
-    int8_gemm_launch(deep_x, deep_w, x_scale, w_scale, bias, out, capability_of(x.device)).run()
-    return out if x.dim() == 3 else out[0]
+    a, b = batched(x), batched(w).mT
+    out = torch.empty(1, len(a), a.shape[1], b.shape[2], dtype=out_dtype, device=x.device)
+    gemm_launch(a, b, x_scale, w_scale, bias, out, torch.int8, capability_of(x.device)).run()
+    return out[0] if x.dim() == 3 else out[0, 0]
 
 
 def _check(
@@ -138,25 +57,6 @@ def _check(
             *scaling_problems(x_scale, w_scale, bias, n, out_dtype),
             reduction_problem(k),
         ),
-    )
-
-
-def scaling_problems(
-    x_scale: torch.Tensor | None,
-    w_scale: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    n: int,
-    out_dtype: torch.dtype,
-) -> tuple[Problem | None, ...]:
-    """Both scales or none; without them int32 and no bias."""
-    scaled = x_scale is not None
-    return (
-        equal_problem(
-            "w_scale", "given" if w_scale is not None else "None", "given" if scaled else "None", "Both or none."
-        ),
-        named_dtype_problem("out_dtype", out_dtype, FLOATS if scaled else (torch.int32,)),
-        None if bias is None else equal_problem("bias", tuple(bias.shape), (n,)),
-        Problem("bias", "given", "None", "A bias needs scales.") if bias is not None and not scaled else None,
     )
 
 

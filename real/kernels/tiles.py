@@ -1,12 +1,13 @@
-"""Which tile of a product one program computes, in which order programs visit tiles, and what becomes of the sums."""
+"""Which tile of a product one program computes, and into how many parts long sums are split."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 
 import torch
-import triton
-import triton.language as tl
-from triton import knobs
+
+from real.kernels.blocks import multiplied_in
+from real.kernels.launching import Argument, Launch
 
 GROUP_M = 8
 """Programs that run at the same time form blocks of 8 rows of tiles: they share columns of B in L2 and not only one row
@@ -106,54 +107,36 @@ def splits(programs: int, k: int, depth: int) -> int:
     return max(1, min(PROGRAMS // max(programs, 1), k // (8 * depth)))
 
 
-@triton.jit
-def place(program, n_m, n_n, GROUP_M: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Row and column of the tile that a program computes, columns of `GROUP_M` tiles one after the other."""
-    group_size = GROUP_M * n_n
-    first_m = program // group_size * GROUP_M
-    height = tl.minimum(n_m - first_m, GROUP_M)
-    within = program % group_size
-    return first_m + within % height, within // height
+def part_length(k: int, parts: int, depth: int) -> int:
+    """Of each part of a reduction: a multiple of `depth`, of which the last part may have less."""
+    return -(-k // (parts * depth)) * depth
 
 
-def multiplied_in(dtype: torch.dtype) -> dict[str, object]:
-    """What kernels need to know of the precision that they multiply in.
-
-    Triton's interpreter multiplies bfloat16 as the integers that it keeps it in; there the rounded operands are widened
-    to float32, in which products of halves are exact.
-    """
-    kinds = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.int8: tl.int8}
-    return {"DTYPE": kinds[dtype], "WIDEN": knobs.runtime.interpret and dtype == torch.bfloat16}
+def together(parts: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """Sum of float32 parts along the first axis, plus `bias` along the last, rounded to `dtype`."""
+    total = parts.sum(0)
+    return (total if bias is None else total + bias.float()).to(dtype)
 
 
-@triton.jit
-def narrowed(x, DTYPE: tl.constexpr, WIDEN: tl.constexpr):  # type: ignore[no-untyped-def]
-    """`x` rounded to DTYPE."""
-    x = x.to(DTYPE)
-    if WIDEN:
-        x = x.to(tl.float32)
-    return x
-
-
-@triton.jit
-def finished(  # type: ignore[no-untyped-def]
-    total, x_scale_ptr, w_scale_ptr, bias_ptr, rows, columns, row_mask, column_mask,
-    X_PER_ROW: tl.constexpr, W_PER_COLUMN: tl.constexpr,
-):  # fmt: skip
-    """Epilogue: (total * x_scale) * w_scale + bias in float32; what is None is left out.
-
-    One scale after the other: the product of two tiny scales would underflow.
-    """
-    if x_scale_ptr is not None:
-        if X_PER_ROW:  # noqa: SIM108 - decided while compiling
-            x_scale = tl.load(x_scale_ptr + rows, mask=row_mask, other=0.0)[:, None]
-        else:
-            x_scale = tl.load(x_scale_ptr)
-        if W_PER_COLUMN:  # noqa: SIM108
-            w_scale = tl.load(w_scale_ptr + columns, mask=column_mask, other=0.0)[None, :]
-        else:
-            w_scale = tl.load(w_scale_ptr)
-        total = total.to(tl.float32) * x_scale * w_scale
-    if bias_ptr is not None:
-        total += tl.load(bias_ptr + columns, mask=column_mask, other=0.0).to(tl.float32)[None, :]
-    return total
+def tiled_launch(
+    kernel: object,
+    chosen: Tile,
+    *,
+    size: tuple[int, int],
+    batch: int,
+    parts: int = 1,
+    arguments: Mapping[str, Argument],
+    constants: Mapping[str, object],
+    dtype: torch.dtype,
+    flops: int,
+) -> Launch:
+    """One program for each tile of a result of `size`, for each of a batch (or group) and each part of the sum."""
+    return Launch(
+        kernel=kernel,
+        grid=(chosen.programs(*size), batch, parts),
+        arguments=arguments,
+        constants={**constants, **multiplied_in(dtype), **chosen.constants},
+        num_warps=chosen.num_warps,
+        num_stages=chosen.num_stages,
+        flops=flops,
+    )

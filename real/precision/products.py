@@ -108,7 +108,10 @@ def _computes_on_cpu(dtype: torch.dtype) -> bool:
 
 
 def accumulated(product: Product, v: Tensor, w: Tensor) -> Tensor:
-    """z in int32, exactly, of int8 v and w: on a CPU in float32, `EXACT` products at a time; elsewhere by integer kernels."""
+    """z in int32, exactly, of int8 v and w: on a CPU in float32, `EXACT` products at a time; elsewhere by integer kernels.
+
+    The CPU does not run the integer kernels' torch references, which are 20 times slower there and need Triton installed.
+    """
     return by_blocks(product, v, w) if v.device.type == "cpu" else by_integers(product, v, w)
 
 
@@ -140,7 +143,7 @@ def _cuts(length: int, step: int) -> Iterator[slice]:
 
 
 def by_integers(product: Product, v: Tensor, w: Tensor) -> Tensor:
-    """By the integer kernels of `real.kernels`: Triton's where the device has them, torch's own otherwise."""
+    """By the integer kernels of `real.kernels`, Triton's or torch's, which take matrices, batches of them, and images."""
     from real.kernels import paths
 
     kernels = paths.kernels_of(paths.path_of(v.device))

@@ -1,4 +1,4 @@
-"""A transformer encoder small enough to train on a CPU, with its attention written out: products and softmax are operators."""
+"""Transformer encoders small enough to train on a CPU, with their attention written out: products and softmax are operators."""
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +70,34 @@ class SmallTransformer(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Class scores (samples, classes) of tokens (samples, tokens)."""
         x = self.symbols(tokens) + self.positions(torch.arange(tokens.shape[1], device=tokens.device))
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(self.norm(x).mean(1))
+
+
+class PatchTransformer(nn.Module):
+    """Classifies images by the mean over patches of pixels (Dosovitskiy et al. 2021, without a class token)."""
+
+    def __init__(
+        self,
+        *,
+        classes: int = 10,
+        pixels: int = 49,
+        patches: int = 16,
+        width: int = 32,
+        heads: int = 4,
+        layers: int = 1,
+    ) -> None:
+        super().__init__()
+        self.patches = nn.Linear(pixels, width)
+        self.positions = nn.Parameter(0.5 * torch.randn(patches, width))
+        self.layers = nn.ModuleList(Layer(width, heads, dropout=0.0) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Class scores (samples, classes) of images (samples, patches, pixels)."""
+        x = self.patches(patches) + self.positions
         for layer in self.layers:
             x = layer(x)
         return self.head(self.norm(x).mean(1))

@@ -4,11 +4,20 @@ Modules are named and registered in torchvision's order, on which the buckets of
 bottleneck is in its 3x3 convolution, also as there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
 
+Norm = Callable[[int], nn.Module]
+"""Makes a norm for so many channels."""
+
+Activation = Callable[[], nn.Module]
+
 VGG16_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+
+def _relu() -> nn.Module:
+    return nn.ReLU(inplace=True)
 
 
 class Bottleneck(nn.Module):
@@ -35,16 +44,18 @@ class Bottleneck(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut."""
+    """Two 3x3 convolutions around a shortcut; `norm` and `activation` as in `SmallResNet`."""
 
-    def __init__(self, before: int, width: int, stride: int) -> None:
+    def __init__(
+        self, before: int, width: int, stride: int, norm: Norm = nn.BatchNorm2d, activation: Activation = _relu
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(before, width, 3, stride=stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.relu = nn.ReLU(inplace=True)
+        self.bn1 = norm(width)
+        self.relu = activation()
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.downsample = _shortcut(before, width, stride)
+        self.bn2 = norm(width)
+        self.downsample = _shortcut(before, width, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
@@ -76,16 +87,21 @@ class ResNet50(nn.Module):
 
 
 class SmallResNet(nn.Module):
-    """Three stages of one block, for images of 28 x 28 in grey."""
+    """Three stages of one block, for images of 28 x 28 in grey.
 
-    def __init__(self, classes: int = 10, width: int = 24) -> None:
+    Another `norm` or `activation` keeps its place's name (bn1, relu), as in torchvision.
+    """
+
+    def __init__(
+        self, classes: int = 10, width: int = 24, norm: Norm = nn.BatchNorm2d, activation: Activation = _relu
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(1, width, 3, stride=2, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.relu = nn.ReLU(inplace=True)
-        self.layer1 = BasicBlock(width, width, 1)
-        self.layer2 = BasicBlock(width, 2 * width, 2)
-        self.layer3 = BasicBlock(2 * width, 4 * width, 2)
+        self.bn1 = norm(width)
+        self.relu = activation()
+        self.layer1 = BasicBlock(width, width, 1, norm, activation)
+        self.layer2 = BasicBlock(width, 2 * width, 2, norm, activation)
+        self.layer3 = BasicBlock(2 * width, 4 * width, 2, norm, activation)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(4 * width, classes)
 
@@ -129,7 +145,7 @@ def _stage(before: int, width: int, blocks: int, stride: int) -> nn.Sequential:
     return nn.Sequential(first, *(Bottleneck(4 * width, width, 1) for _ in range(blocks - 1)))
 
 
-def _shortcut(before: int, after: int, stride: int) -> nn.Sequential | None:
+def _shortcut(before: int, after: int, stride: int, norm: Norm = nn.BatchNorm2d) -> nn.Sequential | None:
     if stride == 1 and before == after:
         return None
-    return nn.Sequential(nn.Conv2d(before, after, 1, stride=stride, bias=False), nn.BatchNorm2d(after))
+    return nn.Sequential(nn.Conv2d(before, after, 1, stride=stride, bias=False), norm(after))

@@ -12,7 +12,7 @@ from simcore.cost import Demand
 from simcore.engine.grouping import Partition, first_members
 from simcore.engine.placement import Costs, Demands, Ints, Site, Sites, Use
 from simcore.engine.state import ANSWERED, ASK, COMPUTE, FLOW, JOIN
-from simcore.plan import HOST, Compute, Op
+from simcore.plan import HOST, Compute, Op, Read, Write
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,7 @@ class Row:
     links: Mapping[int, float] = field(default_factory=dict)
     estimate: Estimate | None = None
     ring: int = 0  # members of an all-reduce that asks for its ring steps
+    quiet: bool = False  # moves bytes of the host, which leaves the device's computing alone
 
 
 @dataclass(slots=True)
@@ -158,6 +159,7 @@ def _flow_rows(op: Op, site: Site, demand: Demand, classes: Ints, links: Mapping
         classes=tuple(dict.fromkeys(classes.tolist())),
         links=links,
         estimate=demand.estimate,
+        quiet=isinstance(op, (Read, Write)),
     )
     if not site.skewed:
         return [row]

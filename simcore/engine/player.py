@@ -83,6 +83,8 @@ def _move(s: State, node: int) -> None:
 
 @compiled
 def _count_moving(s: State, node: int, by: int) -> None:
+    if s.nodes[node].quiet:
+        return
     for i in range(s.nodes[node].member_from, s.nodes[node].member_to):
         c = s.members[i]
         s.classes[c].moving += by

@@ -122,6 +122,7 @@ def _state(
         work=np.array([r.work for r in rows], dtype=np.float64)[of_node],
         latency=np.array([r.latency for r in rows], dtype=np.float64)[of_node],
         cap=np.array([r.cap for r in rows], dtype=np.float64)[of_node],
+        quiet=np.array([r.quiet for r in rows], dtype=np.int64)[of_node],
         members=members.take(of_node)[0],
         edges=(edge_rows.ptr, edge_rows.values, weights[positions]),
         successors=program.successors,

@@ -31,6 +31,7 @@ NODE = np.dtype(
         ("member_to", "i8"),
         ("edge_from", "i8"),  # links that a flow shares with others: edges[edge_from:edge_to]
         ("edge_to", "i8"),
+        ("quiet", "i8"),  # a flow of the host alone: devices compute no slower meanwhile
         ("succ_from", "i8"),  # nodes that wait for this one: succ[succ_from:succ_to]
         ("succ_to", "i8"),
         ("pending", "i8"),  # predecessors not done
@@ -117,6 +118,7 @@ def new_state(
     work: Floats,
     latency: Floats,
     cap: Floats,
+    quiet: Ints,
     members: tuple[Ints, Ints],
     edges: tuple[Ints, Ints, Floats],
     successors: tuple[Ints, Ints],
@@ -137,7 +139,7 @@ def new_state(
     count[FIFO] = int(fifo)
     return State(
         nodes=table(
-            NODE, n, kind=kind, work=work, latency=latency, cap=cap, pending=pending, left=work, low=cap,
+            NODE, n, kind=kind, work=work, latency=latency, cap=cap, quiet=quiet, pending=pending, left=work, low=cap,
             second=infinite, start=nan, end=nan, due=infinite, **rows,
         ),
         edges=table(

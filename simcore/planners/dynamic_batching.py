@@ -3,8 +3,9 @@
 The baseline that QSync compares with (semi-dynamic load balancing; Chen et al., SoCC 2020).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from pydantic import Field
 
@@ -16,6 +17,8 @@ from simcore.planners.uniform_precision import (
     Common,
     Precision,
     asked_of,
+    check_casts,
+    check_precision,
     memory_limits,
     other_workload,
     tables,
@@ -27,11 +30,14 @@ from simcore.qsync.local import LocalGraph
 from simcore.qsync.peak import memory_B
 from simcore.qsync.plans import DeviceClass, device_classes, precision_plan
 from simcore.qsync.replay import replayer
-from simcore.qsync.settings import setting
+from simcore.qsync.settings import Setting, setting
 from simcore.workloads.operator_training import OperatorTraining
 
 TRIED = 12
 """Splits whose iterations are replayed, those first that straight lines in the batch promise the most of."""
+
+Split = tuple[int, ...]
+"""Samples on each rank, by class."""
 
 
 class Params(Common):
@@ -55,53 +61,86 @@ def plan(
     if not isinstance(workload, OperatorTraining):
         raise other_workload("dynamic_batching")
     classes = device_classes(cluster)
+    check_casts(params, classes)
+    check_precision(params.precision, classes)
     limits = memory_limits(params.memory, classes)
-    asked = {c.name: asked_of(params.precision, c.name) for c in classes}
-
-    @cache
-    def local(k: int, batch: int) -> LocalGraph:
-        return tables(workload, classes[k], batch, cost, params)
-
-    @cache
-    def seconds(k: int, batch: int) -> float:
-        made = local(k, batch)
-        return float(setting(made, uniform(made, asked[classes[k].name])).device_s.sum())
-
-    def fits(k: int, batch: int) -> bool:
-        made = local(k, batch)
-        return memory_B(made, setting(made, uniform(made, asked[classes[k].name]))) <= limits[classes[k].name]
-
+    shares = [_Share(workload, of, cost, params, limits[of.name]) for of in classes]
     samples = workload.samples(cluster.n_ranks)
-    most = [max(samples // len(c.ranks), 1) for c in classes]
-    largest = [_last(lambda b, k=k: fits(k, b), m) for k, m in enumerate(most)]  # type: ignore[misc]
-    ends = [(1, max(m, 2)) for m in largest]
-    lines = [(seconds(k, a), (seconds(k, b) - seconds(k, a)) / (b - a)) for k, (a, b) in enumerate(ends)]
-    splits = sorted(
-        _splits([len(c.ranks) for c in classes], largest, samples),
-        key=lambda split: max(first + each * (b - 1) for (first, each), b in zip(lines, split, strict=True)),
-    )
-    if not splits:
-        raise _too_large(classes, largest, samples)
-    found: dict[tuple[int, ...], float] = {}
-    for split in splits[:TRIED]:
-        made = [local(k, b) for k, b in enumerate(split)]
-        chosen = [setting(m, uniform(m, asked[c.name])) for m, c in zip(made, classes, strict=True)]
-        found[split] = replayer(made, cluster, cost).replay(chosen).iteration_s
-    best = min(found, key=lambda split: found[split])
-    locals_: Mapping[str, LocalGraph] = {
-        c.name: local(k, b) for k, (c, b) in enumerate(zip(classes, best, strict=True))
-    }
-    precisions = {name: uniform(made, asked[name]) for name, made in locals_.items()}
-    decisions = {
+    splits = _promising(shares, samples)
+    replayed = {split: _iteration_s(shares, split, cluster, cost) for split in splits[:TRIED]}
+    best = min(replayed, key=lambda split: replayed[split])
+    chosen = {s.of.name: s.at(b) for s, b in zip(shares, best, strict=True)}
+    precisions = {name: uniform(local, asked_of(params.precision, name)) for name, (local, _) in chosen.items()}
+    decisions: dict[str, Any] = {
         "system": "dynamic_batching",
         "rounding": params.rounding,
         "scaling": params.scaling,
-        "widened": {name: widened(precisions[name], asked[name]) for name in precisions},
+        "casts": params.casts,
+        "widened": {name: widened(of, asked_of(params.precision, name)) for name, of in precisions.items()},
         "memory_limit_B": limits,
-        "predicted": {"iteration_s": found[best]},
-        "search": {"splits": len(splits), "replayed": len(found)},
+        "predicted": {"iteration_s": replayed[best]},
+        "search": {"splits": len(splits), "replayed": len(replayed)},
     }
-    return precision_plan(workload, cluster, locals_, precisions, decisions=decisions)
+    locals_ = {name: local for name, (local, _) in chosen.items()}
+    return precision_plan(workload, classes, locals_, precisions, decisions=decisions)
+
+
+@dataclass
+class _Share:
+    """One class with any batch, its operators in the precision asked for."""
+
+    workload: OperatorTraining
+    of: DeviceClass
+    cost: Costs
+    params: Params
+    limit_B: float
+    known: dict[int, tuple[LocalGraph, Setting]] = field(default_factory=dict)
+
+    @property
+    def ranks(self) -> int:
+        return len(self.of.ranks)
+
+    def at(self, batch: int) -> tuple[LocalGraph, Setting]:
+        """Tables of so many samples on each rank, and what its operators then cost."""
+        if batch not in self.known:
+            local = tables(self.workload, self.of, batch, self.cost, self.params)
+            self.known[batch] = local, setting(local, uniform(local, asked_of(self.params.precision, self.of.name)))
+        return self.known[batch]
+
+    def seconds(self, batch: int) -> float:
+        """Of the device's kernels."""
+        return float(self.at(batch)[1].device_s.sum())
+
+    def fits(self, batch: int) -> bool:
+        """Whether so many samples keep to the memory."""
+        return memory_B(*self.at(batch)) <= self.limit_B
+
+    def largest(self, samples: int) -> int:
+        """The largest batch that fits and is no more than all samples of an iteration; 0 where none does."""
+        return _last(self.fits, max(samples // self.ranks, 1))
+
+
+def _promising(shares: Sequence[_Share], samples: int) -> list[Split]:
+    """Splits that fit, those first whose slowest class takes least by straight lines. Raises `DoesNotFit` where there is none."""
+    largest = [share.largest(samples) for share in shares]
+    found = list(_splits([share.ranks for share in shares], largest, samples))
+    if not found:
+        raise _too_large([share.of for share in shares], largest, samples)
+    lines = [_line(share, max(most, 2)) for share, most in zip(shares, largest, strict=True)]
+    return sorted(found, key=lambda split: max(line(batch) for line, batch in zip(lines, split, strict=True)))
+
+
+def _line(share: _Share, most: int) -> Callable[[int], float]:
+    """Seconds by batch, straight through those of 1 and of `most`."""
+    first = share.seconds(1)
+    each = (share.seconds(most) - first) / (most - 1)
+    return lambda batch: first + each * (batch - 1)
+
+
+def _iteration_s(shares: Sequence[_Share], split: Split, cluster: Cluster, cost: Costs) -> float:
+    """Seconds of an iteration with these batches."""
+    locals_, settings = zip(*(s.at(b) for s, b in zip(shares, split, strict=True)), strict=True)
+    return replayer(locals_, cluster, cost).replay(settings).iteration_s
 
 
 def _last(holds: Callable[[int], bool], most: int) -> int:
@@ -113,7 +152,7 @@ def _last(holds: Callable[[int], bool], most: int) -> int:
     return low
 
 
-def _splits(ranks: Sequence[int], largest: Sequence[int], samples: int) -> Iterator[tuple[int, ...]]:
+def _splits(ranks: Sequence[int], largest: Sequence[int], samples: int) -> Iterator[Split]:
     """Batches of at least one sample for the ranks of each class that add up to `samples`."""
     if len(ranks) == 1:
         if samples % ranks[0] == 0 and 1 <= samples // ranks[0] <= largest[0]:

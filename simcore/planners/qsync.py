@@ -10,22 +10,21 @@ with most of the disturbance, and predictions do not know it that well.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-import costmodels
 from costmodels.operator_graph import OperatorGraph
 from costmodels.precision import ADJUSTABLE, BITS, PRECISIONS, of_device
 from simcore.cluster import Cluster
 from simcore.engine.placement import Costs
-from simcore.errors import DataError, DoesNotFit, PlanError, Problem
+from simcore.errors import DoesNotFit, PlanError, Problem
 from simcore.plan import Plan
 from simcore.planners.uniform_precision import (
     Common,
     Precision,
+    check_casts,
     even_batch,
     memory_limits,
     other_workload,
@@ -41,7 +40,8 @@ from simcore.qsync.plans import DeviceClass, device_classes, precision_plan
 from simcore.qsync.replay import Replayer, replayer
 from simcore.qsync.search_state import ClassToPlan
 from simcore.qsync.settings import Setting, setting
-from simcore.qsync.statistics import Statistics, assumed
+from simcore.qsync.shipped import statistics_of
+from simcore.quantity import size
 from simcore.validation import suggestion
 from simcore.workloads.operator_training import OperatorTraining
 
@@ -51,13 +51,11 @@ HEADS = ("fc", "classifier", "qa_outputs", "pooler", "lm_head")
 FEW = 14
 """Adjustable operators up to which `exact: auto` solves for the optimum as well."""
 
-SHIPPED = Path(costmodels.__file__).parent / "statistics"
-
 
 class Params(Common):
     """How precisions are chosen."""
 
-    precision: dict[str, Precision | Literal["planned"]] = Field(
+    precision: dict[str, Literal[Precision, "planned"]] = Field(
         default_factory=dict,
         description="By device: one precision for all its operators, or planned. Default: the fastest of several devices float32, "
         "others (and any that `memory` limits) planned.",
@@ -99,6 +97,7 @@ def plan(
     if not isinstance(workload, OperatorTraining):
         raise other_workload("qsync")
     classes = device_classes(cluster)
+    check_casts(params, classes)
     kept = check(workload.graph, classes, params)
     limits = memory_limits(params.memory, classes)
     batch = even_batch(workload, cluster.n_ranks)
@@ -129,6 +128,7 @@ def plan(
         "system": "qsync",
         "rounding": params.rounding,
         "scaling": params.scaling,
+        "casts": params.casts,
         "held": held,
         "indicator": params.indicator,
         "statistics": {"source": statistics.source, "measured": statistics.measured, "samples": statistics.samples},
@@ -149,7 +149,7 @@ def plan(
             **exactly,
         },
     }
-    return precision_plan(workload, cluster, whole, chosen, decisions=decisions)
+    return precision_plan(workload, classes, whole, chosen, decisions=decisions)
 
 
 def check(graph: OperatorGraph, classes: Sequence[DeviceClass], params: Params) -> frozenset[str]:
@@ -161,7 +161,8 @@ def check(graph: OperatorGraph, classes: Sequence[DeviceClass], params: Params) 
             advice = suggestion(name, list(has)) or "Name a device of the cluster."
             problems.append(Problem(f"planner.precision.{name}", name, ", ".join(has), advice))
         elif precision not in ("planned", *has[name]):
-            problems.append(Problem(f"planner.precision.{name}", precision, ", ".join(("planned", *has[name]))))
+            advice = f"{name} does not compute in it; planned chooses among what it has."
+            problems.append(Problem(f"planner.precision.{name}", precision, ", ".join(("planned", *has[name])), advice))
     anywhere = [p for p in PRECISIONS if any(p in of for of in has.values())]
     for precision in params.precisions or ():
         if precision not in anywhere:
@@ -169,7 +170,7 @@ def check(graph: OperatorGraph, classes: Sequence[DeviceClass], params: Params) 
     names = [o.name for o in graph if o.kind in ADJUSTABLE]
     matched = {pattern: {n for n in names if _matches(n, pattern)} for pattern in params.keep}
     for pattern in [p for p in params.keep if not matched[p] and p not in HEADS]:
-        advice = suggestion(pattern, names)
+        advice = suggestion(pattern, names) or f"They are called like {names[0]}."
         problems.append(Problem("planner.keep", pattern, "(parts of) names of adjustable operators", advice))
     if problems:
         raise PlanError("precisions that cannot be planned", problems)
@@ -215,24 +216,6 @@ def _restricted(
     return replace(local, allowed=allowed)
 
 
-def statistics_of(workload: OperatorTraining, samples: int) -> Statistics:
-    """What the workload names: statistics that are shipped, or a file; by default those shipped for its model, or assumptions.
-
-    Raises `DataError` for a name that is not there, or a file that cannot be read.
-    """
-    given = workload.statistics
-    if given is None:
-        shipped = SHIPPED / f"{workload.model}.json"
-        return Statistics.load(shipped) if shipped.is_file() else assumed(workload.graph, samples)
-    if given.endswith(".json") or "/" in given:
-        return Statistics.load(workload.base_dir / given)
-    known = sorted(path.stem for path in SHIPPED.glob("*.json"))
-    if given not in known:
-        problem = Problem("workload.statistics", given, f"{', '.join(known)}, or a path", suggestion(given, known))
-        raise DataError("unknown statistics", [problem])
-    return Statistics.load(SHIPPED / f"{given}.json")
-
-
 def _fitting(
     classes: Sequence[ClassToPlan], replays: Replayer, params: Params
 ) -> tuple[Allocation, tuple[Setting, ...], dict[str, Any]]:
@@ -253,8 +236,8 @@ def _refuse_what_nothing_fits(classes: Sequence[ClassToPlan]) -> None:
     problems = []
     for c in classes:
         if c.fastest is None or not c.fits(c.fastest):
-            lacking = f"{(c.least_B - c.limit_B) / 1e9:.2f} GB are lacking: a smaller batch, or more precisions to choose from"
-            given, allowed = f"at least {c.least_B / 1e9:.2f} GB", f"{c.limit_B / 1e9:.2f} GB"
+            lacking = f"{size(c.least_B - c.limit_B)} are lacking: a smaller batch, or more precisions to choose from"
+            given, allowed = f"at least {size(c.least_B)}", size(c.limit_B)
             problems.append(Problem(f"memory of {c.name}", given, allowed, lacking))
     if problems:
         raise DoesNotFit("no precisions fit the memory of the cluster", problems)

@@ -1,12 +1,14 @@
 """One precision for all operators of a class of devices."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from costmodels.casts import RELEASED_AMONG
 from costmodels.errors import DataError
-from costmodels.precision import BITS, PRECISIONS
+from costmodels.precision import BITS, PRECISIONS, of_device
+from costmodels.precision_kernels import Casts
 from costmodels.units import parse
 from simcore.cluster import Cluster
 from simcore.engine.placement import Costs
@@ -19,7 +21,8 @@ from simcore.qsync.plans import DeviceClass, device_classes, precision_plan
 from simcore.qsync.replay import replayer
 from simcore.qsync.settings import setting
 from simcore.qsync.tables import bucket_names, local_graph
-from simcore.quantity import Bytes
+from simcore.quantity import Bytes, size
+from simcore.validation import suggestion
 from simcore.workloads.operator_training import OperatorTraining
 
 MiB = 1024.0**2
@@ -39,6 +42,11 @@ class Common(BaseModel):
     first_bucket: Bytes = Field(MiB, description="The same for the first ones.")
     rounding: Literal["nearest", "stochastic"] = Field("nearest", description="How numbers become narrow.")
     scaling: Literal["tensor", "channel"] = Field("tensor", description="What shares a scale in 8 bits.")
+    casts: Literal["fitted", "released"] = Field(
+        "fitted",
+        description="How long casts take: what is known of the device, or the lines that QSync's authors released, whatever the "
+        "device (theirs fit a T4).",
+    )
 
 
 class Params(Common):
@@ -65,6 +73,8 @@ def plan(
     if not isinstance(workload, OperatorTraining):
         raise other_workload("uniform_precision")
     classes = device_classes(cluster)
+    check_casts(params, classes)
+    check_precision(params.precision, classes)
     limits = memory_limits(params.memory, classes)
     batch = even_batch(workload, cluster.n_ranks)
     locals_ = {c.name: tables(workload, c, batch, cost, params) for c in classes}
@@ -78,11 +88,12 @@ def plan(
         "system": "uniform_precision",
         "rounding": params.rounding,
         "scaling": params.scaling,
+        "casts": params.casts,
         "widened": {name: widened(chosen[name], asked[name]) for name in chosen},
         "memory_limit_B": limits,
         "predicted": {"iteration_s": found.iteration_s},
     }
-    return precision_plan(workload, cluster, locals_, chosen, decisions=decisions)
+    return precision_plan(workload, classes, locals_, chosen, decisions=decisions)
 
 
 def other_workload(planner: str) -> PlanError:
@@ -95,7 +106,21 @@ def tables(workload: OperatorTraining, of: DeviceClass, batch: int, cost: Costs,
     """The tables of one class."""
     buckets = bucket_names(workload.graph, params.first_bucket, params.bucket)
     kernel = workload.optimizer_kernel
-    return local_graph(workload.graph, of.device, batch, cost, optimizer=kernel, buckets=buckets)
+    released: Casts = "released_by_channel" if params.scaling == "channel" else "released"
+    casts: Casts = "fitted" if params.casts == "fitted" else released
+    return local_graph(workload.graph, of.device, batch, cost, optimizer=kernel, buckets=buckets, casts=casts)
+
+
+def check_casts(params: Common, classes: Sequence[DeviceClass]) -> None:
+    """Raise `PlanError` where released casts are asked for and a device has precisions whose casts were not released."""
+    problems = []
+    for of in classes if params.casts == "released" else ():
+        lacking = [p for p in of_device(of.device) if p not in RELEASED_AMONG]
+        if lacking:
+            advice = f"None were released of {', '.join(lacking)}, which {of.name} has."
+            problems.append(Problem("planner.casts", params.casts, "fitted", advice))
+    if problems:
+        raise PlanError("casts that nobody released", problems)
 
 
 def even_batch(workload: OperatorTraining, n_ranks: int) -> int:
@@ -110,6 +135,21 @@ def even_batch(workload: OperatorTraining, n_ranks: int) -> int:
 def asked_of(precision: str | Mapping[str, str], name: str) -> str:
     """The precision that was asked for on a class."""
     return precision if isinstance(precision, str) else precision.get(name, "float32")
+
+
+def check_precision(precision: str | Mapping[str, str], classes: Sequence[DeviceClass]) -> None:
+    """Raise `PlanError` where precisions by device name one that the cluster, or a precision that the device does not have."""
+    has = {c.name: of_device(c.device) for c in classes}
+    problems = []
+    for name, asked in precision.items() if not isinstance(precision, str) else ():
+        if name not in has:
+            advice = suggestion(name, list(has)) or "Name a device of the cluster."
+            problems.append(Problem(f"planner.precision.{name}", name, ", ".join(has), advice))
+        elif asked not in has[name]:
+            advice = "One precision for all devices is widened where it is lacking; one by device is taken at its word."
+            problems.append(Problem(f"planner.precision.{name}", asked, ", ".join(has[name]), advice))
+    if problems:
+        raise PlanError("precisions that cannot be", problems)
 
 
 def uniform(local: LocalGraph, asked: str) -> dict[str, str]:
@@ -159,8 +199,8 @@ def refuse_what_does_not_fit(
     for name, local in locals_.items():
         needed = memory_B(local, setting(local, chosen[name]))
         if needed > limits[name]:
-            lacking = f"{(needed - limits[name]) / 1e9:.2f} GB are lacking: fewer bits, or a smaller batch"
-            given, allowed = f"{needed / 1e9:.2f} GB", f"{limits[name] / 1e9:.2f} GB"
+            lacking = f"{size(needed - limits[name])} are lacking: fewer bits, or a smaller batch"
+            given, allowed = size(needed), size(limits[name])
             problems.append(Problem(f"memory of {name}", given, allowed, lacking))
     if problems:
         raise DoesNotFit("these precisions do not fit the memory of the cluster", problems)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from costmodels.operator_graph import OperatorGraph
 from costmodels.precision import PRECISIONS
+from costmodels.precision_kernels import Casts
 from costmodels.specs import DeviceSpec
 
 Floats = NDArray[np.float64]
@@ -50,6 +51,7 @@ class LocalGraph:
     graph: OperatorGraph
     device: DeviceSpec
     batch: int
+    casts: Casts = "fitted"
 
     allowed: Bools  # (n, P) what a plan may choose; all False for operators that are not adjustable
     infers: Bools  # (n,) takes the precision of what it reads where all of that agrees

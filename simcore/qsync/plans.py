@@ -1,6 +1,6 @@
 """From precisions and batches of classes of devices to an engine plan."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,23 +44,23 @@ def device_classes(cluster: Cluster) -> tuple[DeviceClass, ...]:
 
 def precision_plan(
     workload: OperatorTraining,
-    cluster: Cluster,
+    classes: Sequence[DeviceClass],
     locals_: Mapping[str, LocalGraph],
     assignment: Mapping[str, Mapping[str, str]],
     *,
     decisions: Mapping[str, Any],
 ) -> Plan:
-    """One iteration: by class the batch of its `LocalGraph` and a precision for each adjustable operator.
+    """One iteration: by class the batch of its `LocalGraph` and a precision for each adjustable operator; classes have all ranks.
 
     `decisions` are the planner's own; precisions, batches and buckets are added.
     """
-    classes = device_classes(cluster)
+    n_ranks = sum(len(c.ranks) for c in classes)
     draft = Draft()
     writers = [_Writer(draft, c, locals_[c.name], assignment[c.name]) for c in classes]
     for writer in writers:
         writer.forward()
     first = locals_[classes[0].name]
-    steps = first.bucket_step.tolist() if cluster.n_ranks > 1 else []
+    steps = first.bucket_step.tolist() if n_ranks > 1 else []
     reduced = []
     for b, step in enumerate(steps):
         for writer in writers:
@@ -77,9 +77,9 @@ def precision_plan(
         draft.add(f"{name}/optimizer", Compute(group=name, kernels=(update,)), last)
     return Plan(
         name=f"{decisions.get('system', 'precisions')} {workload.model}",
-        n_ranks=cluster.n_ranks,
+        n_ranks=n_ranks,
         groups={c.name: Group.listed(c.ranks.tolist(), "dp") for c in classes}
-        | {ALL: Group(axes=(("dp", cluster.n_ranks, 1),))},
+        | {ALL: Group(axes=(("dp", n_ranks, 1),))},
         tasks=tuple(draft.tasks),
         decisions={
             **decisions,
@@ -87,7 +87,7 @@ def precision_plan(
             "batch": {c.name: locals_[c.name].batch for c in classes},
             "buckets": [list(names) for names in first.bucket_names],
         },
-        workload=workload.described(cluster.n_ranks),
+        workload=workload.described(n_ranks),
         memory_B={c.name: _resident_B(locals_[c.name], assignment[c.name]) for c in classes},
     )
 
@@ -139,7 +139,7 @@ class _Writer:
         if self.of.device.kind == "gpu" and work:
             host = Compute(group=name, kernels=(kernels.launch(work),), stream=HOST)
             self.launched = self.draft.add(f"{name}/host/{short}/{operator.name}", host)
-        all_kernels = (*(k for change in changes for k in kernels.cast(change)), *run)
+        all_kernels = (*(k for change in changes for k in kernels.cast(change, self.local.casts)), *run)
         if all_kernels or abs(activation_B) >= 0.5:
             op = Compute(group=name, kernels=all_kernels)
             self.tail = self.draft.add(f"{name}/{short}/{operator.name}", op, (self.launched, self.tail), activation_B)

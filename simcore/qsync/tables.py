@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
+from typing import Protocol
 
 import numpy as np
 
@@ -11,13 +12,19 @@ from costmodels import precision_memory as memory
 from costmodels.kernels import WIDTH_B, Kernel, kernel
 from costmodels.operator_graph import Operator, OperatorGraph
 from costmodels.precision import ADJUSTABLE, FIXED, PRECISIONS, Cast, allowed, casts_of, flow_of, of_device
-from costmodels.specs import DeviceSpec
+from costmodels.specs import DeviceSpec, Estimate
 from simcore.buckets import assign
-from simcore.engine.placement import Costs
 from simcore.plan import Compute
 from simcore.qsync.local import BACKWARD, FLOAT32, FORWARD, INDEX, Floats, Ints, LocalGraph
 from simcore.qsync.peak import excess_B
 from simcore.qsync.settings import setting
+
+
+class Prices(Protocol):
+    """What tables ask of a cost model."""
+
+    def compute(self, op: Compute, device: DeviceSpec) -> Estimate: ...
+
 
 WAYS = {"forward": FORWARD, "backward": BACKWARD}
 P = len(PRECISIONS)
@@ -27,13 +34,14 @@ def local_graph(
     graph: OperatorGraph,
     device: DeviceSpec,
     batch: int,
-    cost: Costs,
+    cost: Prices,
     *,
     optimizer: str = "sgd_momentum",
     buckets: Sequence[Sequence[str]],
+    casts: kernels.Casts = "fitted",
 ) -> LocalGraph:
     """Tables of `batch` samples on one device; `buckets` are names of parameters, `optimizer` a kernel of `costmodels.kernels`."""
-    made = _Tables(graph, device, batch, cost)
+    made = _Tables(graph, device, batch, cost, casts)
     for i, operator in enumerate(graph):
         made.operator(i, operator)
     step = kernel(optimizer, "float32", params=graph.elements)
@@ -42,6 +50,7 @@ def local_graph(
         graph=graph,
         device=device,
         batch=batch,
+        casts=casts,
         infers=np.array([o.kind not in ADJUSTABLE and o.kind not in FIXED for o in graph]),
         optimizer_s=made.price(step),
         bucket_names=tuple(tuple(names) for names in buckets),
@@ -110,7 +119,8 @@ class _Tables:
     graph: OperatorGraph
     device: DeviceSpec
     batch: int
-    cost: Costs
+    cost: Prices
+    casts: kernels.Casts
     known: dict[Kernel, float] = field(default_factory=dict)
     counted: set[tuple[int, int]] = field(default_factory=set)
 
@@ -183,7 +193,7 @@ class _Tables:
 
     def _add(self, seconds: Floats, host_s: Floats, change: Cast) -> None:
         way = WAYS[change.way]
-        seconds[way] += sum(self.price(k) for k in kernels.cast(change))
+        seconds[way] += sum(self.price(k) for k in kernels.cast(change, self.casts))
         host_s[way] += kernels.cast_launches(change) * self.host_s
 
 

@@ -58,7 +58,7 @@ def _plan(
 ) -> Plan:
     groups = choice.groups()
     if choice.detail == "chunk" and tied_across_stages(workload, choice):
-        groups[ENDS] = _ends(choice)
+        groups[ENDS] = ends_group(choice)
     return Plan(
         name=f"training dp{choice.dp} tp{choice.tp} pp{choice.pp} cp{choice.cp}",
         n_ranks=choice.n_ranks,
@@ -70,8 +70,8 @@ def _plan(
     )
 
 
-def _ends(choice: Choice) -> Group:
-    """First and last stage."""
+def ends_group(choice: Choice) -> Group:
+    """First and last stage, which sum the gradients of a tied embedding."""
     each = choice.n_ranks // choice.pp
     stage = choice.groups()[stage_name(0)]
     return Group(axes=(("end", 2, (choice.pp - 1) * each), *stage.axes))

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from costmodels import compute, fitted
 from costmodels.arithmetic import native_dtype
+from costmodels.checkpoint import is_checkpoint
+from costmodels.generation_work import is_generation
 from costmodels.kernels import Kernel
 from costmodels.libraries import Libraries
 from costmodels.specs import DeviceSpec, Estimate
@@ -18,7 +20,15 @@ from simcore.training.overheads import Overheads
 PEAKS = {"nvfp4": "fp4"}
 """Formats whose peak has another name."""
 
-TABLES = {"products": "gemm", "narrow": "gemm", "attention": "attention", "streaming": "elementwise"}
+TABLES = {
+    "products": "gemm",
+    "narrow": "gemm",
+    "attention": "attention",
+    "streaming": "elementwise",
+    "serving": "serving",
+    "checkpoint": "checkpoint",
+    "released": "casts as released",
+}
 """The fitted table behind each kind of kernel."""
 
 
@@ -29,7 +39,14 @@ def usual() -> Overheads:
 
 
 def kind_of(kernel: Kernel) -> str:
-    """The kind of kernel by which factors are told apart: products, narrow, attention or streaming."""
+    """The kind of kernel by which factors are told apart: products, narrow, attention, streaming, or serving, checkpoint and
+    released, which have none."""
+    if is_generation(kernel.name):
+        return "serving"
+    if is_checkpoint(kernel.name):
+        return "checkpoint"
+    if kernel.name == "released_cast":
+        return "released"
     if kernel.name == "gemm":
         return "narrow" if kernel.dtype in NARROW.values() else "products"
     return "attention" if kernel.name.startswith("attention") else "streaming"
@@ -50,7 +67,7 @@ def estimate(
     if kind == "narrow":
         wide = compute.estimate(replace(kernel, dtype="bfloat16"), device, libraries)
         found = replace(wide, seconds=wide.seconds * _peak(device, "bfloat16") / _peak(device, kernel.dtype))
-    return replace(found, seconds=found.seconds * float(getattr(overheads, kind)))
+    return replace(found, seconds=found.seconds * _factor(overheads, kind))
 
 
 def seconds_each(
@@ -60,13 +77,18 @@ def seconds_each(
     if device.measured:
         return np.array([estimate(k, device, overheads, libraries).seconds for k in kernels])
     kinds = [kind_of(k) for k in kernels]
-    factors = [float(getattr(overheads, kind)) for kind in kinds]
+    factors = [_factor(overheads, kind) for kind in kinds]
     asked = list(kernels)
     for i, (k, kind) in enumerate(zip(kernels, kinds, strict=True)):
         if kind == "narrow":
             asked[i] = replace(k, dtype="bfloat16")
             factors[i] *= _peak(device, "bfloat16") / _peak(device, k.dtype)
     return np.asarray(compute.seconds_each(asked, device, libraries) * np.array(factors), dtype=np.float64)
+
+
+def _factor(overheads: Overheads, kind: str) -> float:
+    """Engines and checkpoints were measured at work, and what was released is taken as it is: they need no factor."""
+    return 1.0 if kind in ("serving", "checkpoint", "released") else float(getattr(overheads, kind))
 
 
 def _peak(device: DeviceSpec, dtype: str) -> float:

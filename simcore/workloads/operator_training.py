@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -11,8 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from costmodels import precision_kernels as kernels
 from costmodels.kernels import flops
 from costmodels.operator_graph import OperatorGraph, load, named
-from costmodels.precision import ADJUSTABLE
+from costmodels.precision import ADJUSTABLE, allowed, of_device
 from simcore.errors import Problem, ScenarioError
+from simcore.validation import suggestion
+
+if TYPE_CHECKING:
+    from simcore.cluster import Cluster
+    from simcore.plan import Plan
 
 MOST = 1 << 24
 
@@ -72,6 +77,33 @@ class OperatorTraining:
                 *kernels.forward(self.graph, o, 1, "float32"),
                 *kernels.backward(self.graph, o, 1, "float32", "float32"),
             )
+        )
+
+    def problems_of(self, plan: "Plan", cluster: "Cluster") -> list[Problem]:
+        """What a plan's precisions name that the graph, the cluster or a device does not have."""
+        has = {device.name: of_device(device) for device in cluster.devices}
+        found = []
+        for group, chosen in plan.decisions.get("precision", {}).items():
+            if group not in has:
+                advice = suggestion(group, list(has)) or "Name a device of the cluster."
+                found.append(Problem(f"decisions.precision.{group}", group, ", ".join(has), advice))
+                continue
+            for name, precision in chosen.items():
+                problem = self._problem(group, name, precision, has[group])
+                found += [problem] if problem else []
+        return found
+
+    def _problem(self, group: str, name: str, precision: str, has: tuple[str, ...]) -> Problem | None:
+        field = f"decisions.precision.{group}.{name}"
+        adjustable = [o.name for o in self.graph if o.kind in ADJUSTABLE]
+        if name not in adjustable:
+            advice = suggestion(name, adjustable) or "Plan it again, or leave the operator out."
+            return Problem(field, name, f"one of the {len(adjustable)} adjustable operators of {self.model}", advice)
+        possible = allowed(self.graph[name], has)
+        if precision in possible:
+            return None
+        return Problem(
+            field, str(precision), ", ".join(possible), f"{group} does not have it for a {self.graph[name].kind}."
         )
 
     def described(self, n_ranks: int) -> dict[str, Any]:

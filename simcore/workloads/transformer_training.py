@@ -104,7 +104,7 @@ class TransformerTraining:
 
 def build(params: Params, rng: np.random.Generator, base_dir: Path) -> TransformerTraining:
     """The workload; paths of models are relative to `base_dir`. Raises `ScenarioError` or `DataError` naming the field."""
-    model = params.model.shape() if isinstance(params.model, Shape) else _model(params.model, base_dir)
+    model = model_of(params.model, base_dir)
     problems = list(model_config.problems_of(model))
     if params.seq_len > model.max_len and model.learned_positions:
         problems.append(
@@ -126,8 +126,10 @@ def build(params: Params, rng: np.random.Generator, base_dir: Path) -> Transform
     )
 
 
-def _model(name: str, base_dir: Path) -> TransformerShape:
-    """A path if it looks like one, otherwise a named size."""
+def model_of(name: str | Shape, base_dir: Path) -> TransformerShape:
+    """Sizes that are written out; a path relative to `base_dir` if it looks like one; otherwise a named size."""
+    if isinstance(name, Shape):
+        return name.shape()
     if name.endswith(".json") or "/" in name:
         return model_config.load(base_dir / name)
     return model_config.named(name)

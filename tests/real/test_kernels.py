@@ -34,17 +34,17 @@ from real.kernels.convolution_gradients import (  # noqa: E402
     reference_half_conv2d_weight_gradient,
     weight_gradient_launch,
 )
+from real.kernels.gemm import gemm_launch  # noqa: E402
 from real.kernels.geometry import geometry_of  # noqa: E402
 from real.kernels.half_gemm import (  # noqa: E402
     half_gemm,
-    half_gemm_launch,
     linear_input_gradient,
     linear_weight_gradient,
     reference_half_gemm,
     reference_linear_input_gradient,
     reference_linear_weight_gradient,
 )
-from real.kernels.int8_gemm import int8_gemm, int8_gemm_launch, reference_int8_gemm  # noqa: E402
+from real.kernels.int8_gemm import int8_gemm, reference_int8_gemm  # noqa: E402
 from real.kernels.layout import channels_of  # noqa: E402
 from real.kernels.paths import kernels_of, path_of, path_of_capability  # noqa: E402
 from real.kernels.quantise import (  # noqa: E402
@@ -425,13 +425,13 @@ def test_products_count_what_the_cost_model_counts() -> None:
     m, n, k = 129, 33, 300
     shape = {"m": m, "n": n, "k": k}
     half = torch.float16
-    launch = half_gemm_launch(
-        *(meta(1, *s, dtype=half) for s in ((m, k), (k, n))), None, meta(1, 1, m, n, dtype=half), half, A100
-    )
+    a, b = (meta(1, *s, dtype=half) for s in ((m, k), (k, n)))
+    launch = gemm_launch(a, b, None, None, None, meta(1, 1, m, n, dtype=half), half, A100)
     cost = kernel("gemm", "float16", **shape)
     assert (launch.flops, launch.nbytes) == (flops(cost), nbytes(cost))
-    x, w, y = (meta(1, *s, dtype=torch.int8) for s in ((m, k), (n, k), (m, n)))
-    sums = int8_gemm_launch(x, w, None, None, None, y.int(), A100)
+    x, w = (meta(1, *s, dtype=torch.int8) for s in ((m, k), (k, n)))
+    y = meta(1, 1, m, n, dtype=torch.int32)
+    sums = gemm_launch(x, w, None, None, None, y, torch.int8, A100)
     cost = kernel("gemm", "int8", **shape)
     assert sums.flops == flops(cost)
     assert sums.nbytes == nbytes(cost) + 3 * m * n  # int32 sums where the cost model has a result of 8 bits

@@ -22,9 +22,20 @@ def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
-def test_products_of_every_kind_compile_without_spills(tmp_path: Path) -> None:
-    done = run(tmp_path, "-m", "real.kernels.compile_ahead", "int8_gemm 4096x4096x4096 channel")
-    rows = [line for line in done.stdout.splitlines() if "int8_gemm" in line]
+@pytest.mark.parametrize(
+    "case",
+    [
+        "amax float32 channels last",
+        "quantise float32 channel stochastic",
+        "int8_gemm 4096x4096x4096 channel",
+        "int8_conv2d 2x17x9x9 to 33",
+        "half_conv2d_input_gradient 2x17x9x9 to 33, 3x3 / 1 float32",
+        "half_conv2d_weight_gradient 2x17x9x9 to 33, 3x3 / 1 float32",
+    ],
+)
+def test_kernels_of_every_kind_compile_without_spills(tmp_path: Path, case: str) -> None:
+    done = run(tmp_path, "-m", "real.kernels.compile_ahead", case)
+    rows = [line for line in done.stdout.splitlines() if case in line]
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(rows) == 3
     assert all("| 0 | 0 |" in row for row in rows)

@@ -61,8 +61,11 @@ def test_two_ranks_of_unequal_precision_and_batch_train_one_model(graph: Operato
 def test_a_rank_that_needs_more_than_its_limit_says_so(graph: OperatorGraph, cluster: Cluster) -> None:
     plan = plan_of(graph, cluster, "float32", "float32")
     limited = replace(plan, decisions={**plan.decisions, "memory_limit_B": {"rank1": 1e6}})
-    with pytest.raises(CannotRun, match=r"rank 1.*limit") as caught:
+    with pytest.raises(CannotRun, match=r"memory of rank 1.*1\.0 MB"):
         RealBackend(cluster=cluster).run(limited)
+    unforeseen = replace(limited, memory_B={}, tasks=tuple(replace(t, activation_B=0.0) for t in plan.tasks))
+    with pytest.raises(CannotRun, match=r"rank 1.*limit") as caught:
+        RealBackend(cluster=cluster).run(unforeseen)
     assert "1.0 MB" in str(caught.value)
 
 

@@ -142,6 +142,15 @@ def test_a_machine_that_was_not_measured_says_how_to() -> None:
             find("this_machine_x")
 
 
+def test_a_machine_whose_operators_were_not_measured_says_how_to(tmp_path) -> None:
+    with pytest.raises(DataError, match=r"run `windtunnel calibrate`.*`windtunnel calibrate --operators MODEL:BATCH`"):
+        device("this_machine_limited")
+    write_entry(tmp_path, "devices", "this_machine", ENTRY)
+    with pytest.raises(DataError, match=r"`windtunnel calibrate --operators MODEL:BATCH`") as caught:
+        device("this_machine_limited", [tmp_path])
+    assert "has not been measured" not in str(caught.value)
+
+
 ENTRY: dict[str, Any] = {
     "title": "Mine",
     "kind": "cpu",

@@ -51,7 +51,7 @@ def test_memory_counts_what_stays_and_the_peak_of_what_comes_and_goes() -> None:
     )  # fmt: skip
     fitting = plan(*tasks, memory_B={"all": {"weights": 400.0}})
     check(fitting, cluster(4, devices=(device(memory_B=1000),)))
-    with pytest.raises(DoesNotFit, match=r"weights 0\.00 GB") as error:
+    with pytest.raises(DoesNotFit, match=r"weights 0\.0 MB") as error:
         check(fitting, cluster(4, devices=(device(memory_B=999),)))
     assert "are lacking" in str(error.value)
 

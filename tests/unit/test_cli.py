@@ -85,6 +85,53 @@ def test_run_leaves_its_files(cli: Cli, tmp_path: Path) -> None:
     assert str(out) in done.err
 
 
+def test_check_says_that_nothing_stands_in_the_way(cli: Cli, tmp_path: Path) -> None:
+    done = cli("check", write_scenario(tmp_path))
+    assert (done.code, done.err) == (0, "")
+    assert "nothing stands in the way (sim)" in done.out
+    assert json.loads(cli("check", tmp_path / "toy.yaml", "--json").out)["backend"] == "sim"
+
+
+MIXED = """\
+name: mixed
+cluster: {topology: single_node, device: t4, devices_per_node: 2, intra: pcie3, inter: ethernet_100g}
+workload: {name: operator_training, model: resnet50, batch: 32}
+planner: {name: qsync}
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            "planner.precision={t4: bfloat16}",
+            "planner.precision.t4: given bfloat16; allowed: planned, int8, float16, float32",
+        ),
+        ("planner.memory={t4: 1 GB}", "3.05 GB are lacking: a smaller batch, or more precisions to choose from"),
+        ("planner.keep=[layer9]", "planner.keep: given layer9; allowed: (parts of) names of adjustable operators"),
+    ],
+)
+def test_check_refuses_plans_of_precisions_that_cannot_be(cli: Cli, tmp_path: Path, change: str, says: str) -> None:
+    path = tmp_path / "mixed.yaml"
+    path.write_text(MIXED)
+    done = cli("check", path, "--set", change)
+    assert (done.code, done.out) == (2, "")
+    assert says in done.err
+
+
+def test_check_refuses_a_plan_with_an_unknown_operator(cli: Cli, tmp_path: Path) -> None:
+    path, plan = tmp_path / "mixed.yaml", tmp_path / "plan.json"
+    path.write_text(MIXED.replace("qsync", "uniform_precision"))
+    cli("plan", path, "-o", plan)
+    assert cli("check", path, "--plan", plan).code == 0
+    changed = json.loads(plan.read_text())
+    changed["decisions"]["precision"]["t4"]["layer9.conv1"] = "int8"
+    plan.write_text(json.dumps(changed))
+    done = cli("check", path, "--plan", plan)
+    assert done.code == 2
+    assert "layer9.conv1; allowed: one of the 54 adjustable operators of resnet50. Did you mean" in done.err
+
+
 def test_two_runs_are_byte_identical(cli: Cli, tmp_path: Path) -> None:
     scenario = write_scenario(tmp_path)
     for name in ("a", "b"):
@@ -225,6 +272,6 @@ def test_a_killed_run_leaves_no_half_written_file(tmp_path: Path, number: signal
 
 def test_help_lists_every_command(cli: Cli) -> None:
     text = cli("--help").out
-    for command in ("plan", "run", "compare", "sweep", "calibrate", "validate", "catalog", "schema"):
+    for command in ("plan", "check", "run", "compare", "sweep", "calibrate", "validate", "catalog", "schema"):
         assert command in text
         assert cli(command, "--help").code == 0

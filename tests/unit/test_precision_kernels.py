@@ -2,8 +2,11 @@
 
 import pytest
 
+from costmodels import compute
 from costmodels.casts import RELEASED, fit
+from costmodels.catalog import Catalog
 from costmodels.kernels import flops, kernel, nbytes
+from costmodels.libraries import Libraries
 from costmodels.operator_graph import Extent, Operator, OperatorGraph
 from costmodels.precision import Cast
 from costmodels.precision_kernels import backward, cast, forward
@@ -74,3 +77,13 @@ def test_released_lines_at_the_size_that_their_source_checks() -> None:
     n = 64 * 64 * 56 * 56
     assert RELEASED["float32", "int8"].seconds(n) == pytest.approx(1.834e-3, rel=1e-3)
     assert RELEASED["float32", "float16"].seconds(n) == pytest.approx(0.371e-3, rel=2e-3)
+
+
+def test_the_library_of_products_runs_narrowed_ones_and_no_convolutions() -> None:
+    h100, named = Catalog().device("h100_sxm"), Libraries(gemm="vllm")
+    (product,) = forward(GRAPH, LINEAR, 4096, "fp8")
+    plain, other = (compute.estimate(product, h100, libraries) for libraries in (compute.UNNAMED, named))
+    assert plain.seconds != other.seconds and "vllm" in other.source
+    assert compute.seconds_each([product], h100, named)[0] == pytest.approx(other.seconds)
+    for made in (*forward(GRAPH, CONV, 4096, "float16"), *backward(GRAPH, CONV, 4096, "float16", "float16")):
+        assert compute.estimate(made, h100, named) == compute.estimate(made, h100)

@@ -62,7 +62,7 @@ def test_replay_takes_as_long_as_the_engine(model: str, inter: str, tmp_path) ->
         chosen = {name: drawn(local, rng) for name, local in tables.items()}
         replay = replayer(list(tables.values()), cluster, cost)
         found = replay.replay([setting(local, chosen[name]) for name, local in tables.items()])
-        plan = precision_plan(workload, cluster, tables, chosen, decisions={})
+        plan = precision_plan(workload, device_classes(cluster), tables, chosen, decisions={})
         trace = simulate(plan, cluster, cost)
         assert found.iteration_s == pytest.approx(trace.makespan_s, rel=0.005)
         for name, local in tables.items():
@@ -104,7 +104,7 @@ def test_precisions_and_casts_are_those_of_the_rules(model: str, tmp_path) -> No
     run = [k for change in casts(local.graph, rules, 4) for k in cast(change)]
     plan = precision_plan(
         workload,
-        cluster,
+        device_classes(cluster),
         {"t4": local, "v100_sxm2_32": local},
         dict.fromkeys(("t4", "v100_sxm2_32"), chosen),
         decisions={},

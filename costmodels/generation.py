@@ -1,0 +1,100 @@
+"""Generation as kernels of a plan: reading prompts, decode steps, and what stands around them. Their time is that of `serving`.
+
+    prefill/vllm    count x (batch prompts of q_len tokens)
+    decode/vllm     count steps of batch sequences that are kv_len tokens long
+    host_copy       elements bytes over a device's link to its host
+    engine_start    what an engine needs before its first step, beside copying weights
+
+Both of the first two name the engine and have the sizes of the model and its tp and pp in their shape, so that a plan says all.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from costmodels import catalog, serving
+from costmodels.generation_work import DECODE, ENGINE_START, HOST_COPY, LENGTH, PREFILL
+from costmodels.kernels import Kernel, kernel
+from costmodels.prediction import Floats, Prediction
+from costmodels.serving import Served
+from costmodels.serving_parts import Place
+from costmodels.specs import DeviceSpec
+from costmodels.transformer import TransformerShape
+
+ENGINE_START_S = 2.4
+"""Between training and the first prompt: memory handed from one allocator to another, a cache laid out, weights bound. Assumption:
+what the transition of a 7B model inside a host takes beside its copies (HybridFlow, figure 14: 2.7 s), for all engines."""
+
+PRECISION = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+SIZES = ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab")
+
+
+def served_by(engine: str, shape: TransformerShape, device: DeviceSpec, dtype: str, tp: int, pp: int) -> Served:
+    """A copy of a model for `serving`; raises `ValueError` for a dtype that serving does not know."""
+    return serving.served(shape, device, PRECISION.get(dtype, dtype), tp, pp, engine=engine)
+
+
+def prefill(engine: str, shape: TransformerShape, dtype: str, *, tp: int, pp: int, batch: int, q_len: int) -> Kernel:
+    """The kernel of reading `batch` prompts of `q_len` tokens at once."""
+    return kernel(f"{PREFILL}/{engine}", dtype, batch=batch, q_len=q_len, **_sizes(shape, tp, pp))
+
+
+def decode(
+    engine: str, shape: TransformerShape, dtype: str, *, tp: int, pp: int, batch: int, kv_len: int, steps: int
+) -> Kernel:
+    """The kernel of `steps` steps of `batch` sequences of `kv_len` tokens."""
+    return kernel(f"{DECODE}/{engine}", dtype, count=steps, batch=batch, kv_len=kv_len, **_sizes(shape, tp, pp))
+
+
+def host_copy(nbytes: float) -> Kernel:
+    """The kernel of copying between a device and its host."""
+    return kernel(HOST_COPY, "int8", elements=round(nbytes))
+
+
+def engine_start() -> Kernel:
+    """The kernel of an engine's start."""
+    return kernel(ENGINE_START, "int8", elements=0)
+
+
+def predict(device: DeviceSpec, name: str, dtype: str, s: Mapping[str, ArrayLike]) -> Prediction:
+    """Seconds of one launch; sizes are numbers or arrays of one shape."""
+    kind, _, engine = name.partition("/")
+    if kind == HOST_COPY:
+        return Prediction.plain(host_copy_s(device, s["elements"]))
+    if kind == ENGINE_START:
+        return Prediction.plain(np.full(np.shape(s["elements"]), ENGINE_START_S))
+    shapes = np.stack([np.atleast_1d(np.asarray(s[name], dtype=np.int64)) for name in (*SIZES, "gated", "tp", "pp")])
+    known, of_row = np.unique(shapes, axis=1, return_inverse=True)
+    batch, length = (np.atleast_1d(np.asarray(s[n], dtype=np.float64)) for n in ("batch", LENGTH[kind]))
+    seconds, error, far = np.empty(batch.shape), np.empty(batch.shape), np.empty(batch.shape, dtype=np.bool_)
+    for i, column in enumerate(known.T.tolist()):
+        rows = of_row.reshape(-1) == i
+        one = _served(engine, device, dtype, column)
+        found = (serving.decode if kind == DECODE else serving.prefill)(one, batch[rows], length[rows])
+        seconds[rows], error[rows], far[rows] = found.seconds, found.error, found.extrapolated
+    shape = np.shape(s["batch"])
+    return Prediction(seconds=seconds.reshape(shape), error=error.reshape(shape), extrapolated=far.reshape(shape))
+
+
+def host_copy_s(device: DeviceSpec, nbytes: ArrayLike) -> Floats:
+    """Seconds of a pinned copy over the device's link to its host; devices of a host have a link each (assumption)."""
+    link = catalog.link(device.host_link or "pcie4")
+    return np.asarray(np.asarray(nbytes, dtype=np.float64) / (link.B_per_s * link.efficiency), dtype=np.float64)
+
+
+def _sizes(shape: TransformerShape, tp: int, pp: int) -> dict[str, int]:
+    return {**{n: int(getattr(shape, n)) for n in SIZES}, "gated": int(shape.gated), "tp": tp, "pp": pp}
+
+
+def _served(engine: str, device: DeviceSpec, dtype: str, column: list[int]) -> Served:
+    *sizes, gated, tp, pp = column
+    fields: dict[str, Any] = dict(zip(SIZES, sizes, strict=True))
+    shape = TransformerShape(**fields, max_len=1 << 20, gated=bool(gated))
+    return Served(
+        shape=shape,
+        place=Place(device=device, tp=tp, pp=pp),
+        precision=served_by(engine, shape, device, dtype, tp, pp).precision,
+        engine=serving.engine_of(engine),
+    )

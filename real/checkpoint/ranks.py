@@ -1,0 +1,95 @@
+"""How ranks agree and exchange: alone, or through torch.distributed. Only bytes go from rank to rank."""
+
+from collections.abc import Mapping
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from real.checkpoint.errors import CheckpointError
+from simcore.errors import Problem
+
+Buffer: TypeAlias = torch.Tensor
+"""uint8, 1-D, contiguous, on the CPU."""
+
+
+class Ranks(Protocol):
+    """Calls are collective: every rank makes the same ones in the same order."""
+
+    rank: int
+    size: int
+
+    def all_gather(self, payload: bytes) -> list[bytes]:
+        """Everybody's payload, by rank."""
+
+    def exchange(self, sends: Mapping[int, Buffer], receives: Mapping[int, Buffer]) -> None:
+        """Send a buffer to each of some ranks and fill those that come from others; both sides know the sizes."""
+
+
+class Alone:
+    """A single process."""
+
+    rank, size = 0, 1
+
+    def all_gather(self, payload: bytes) -> list[bytes]:
+        """What was given."""
+        return [payload]
+
+    def exchange(self, sends: Mapping[int, Buffer], receives: Mapping[int, Buffer]) -> None:
+        """Nobody to exchange with."""
+        assert not sends and not receives
+
+
+class Processes:
+    """The ranks of a process group of gloo, which a checkpoint does not share with training: collectives would mix."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self._group = group
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+
+    def all_gather(self, payload: bytes) -> list[bytes]:
+        """Everybody's payload, by rank. Raises CheckpointError if a rank is gone."""
+        try:
+            sizes = torch.zeros(self.size, dtype=torch.int64)
+            mine = torch.tensor([len(payload)], dtype=torch.int64)
+            dist.all_gather(list(sizes.split(1)), mine, group=self._group)
+            longest = int(sizes.max())
+            padded = torch.zeros(longest, dtype=torch.uint8)
+            padded[: len(payload)] = torch.from_numpy(np.frombuffer(payload or b"\0", dtype=np.uint8).copy())[
+                : len(payload)
+            ]
+            found = torch.zeros(self.size, longest, dtype=torch.uint8)
+            if longest:
+                dist.all_gather(list(found.unbind()), padded, group=self._group)
+        except RuntimeError as error:
+            raise _gone(error) from error
+        return [bytes(row[:n].numpy()) for row, n in zip(found, sizes.tolist(), strict=True)]
+
+    def exchange(self, sends: Mapping[int, Buffer], receives: Mapping[int, Buffer]) -> None:
+        """All at once. Raises CheckpointError if a rank is gone."""
+        try:
+            works = [dist.irecv(buffer, group=self._group, group_src=source) for source, buffer in receives.items()]
+            works += [dist.isend(buffer, group=self._group, group_dst=target) for target, buffer in sends.items()]
+            for work in works:
+                if work is not None:
+                    work.wait()
+        except RuntimeError as error:
+            raise _gone(error) from error
+
+
+def _gone(error: Exception) -> CheckpointError:
+    first = str(error).strip().splitlines()[0]
+    advice = "A rank may have ended or lost its connection; what was committed before is untouched."
+    return CheckpointError("ranks lost one another", [Problem("ranks", first, "an answer from each", advice)])
+
+
+def own_group(group: dist.ProcessGroup | None = None) -> Ranks:
+    """The ranks of `group` on connections of their own; by default all of torch.distributed, or one process where it is not in use.
+
+    Collective over the whole of torch.distributed.
+    """
+    if not dist.is_available() or not dist.is_initialized():
+        return Alone()
+    members = dist.get_process_group_ranks(group) if group is not None else None
+    return Processes(dist.new_group(members, backend="gloo"))

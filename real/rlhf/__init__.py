@@ -1,0 +1,15 @@
+"""RLHF for real: one controller, and groups of processes that each run a part of a model.
+
+job.py              what is trained: algorithm, model, batch, optimiser
+task.py             prompts whose answers can be checked
+losses.py           losses, token rewards and advantages as pure functions
+models.py           transformers' Llama as actor and reference, with one number a token as critic
+sampling.py         answers, with a KV cache and random numbers of each sequence
+reference.py        all of it in one plain process, to compare with
+parallel.py         tensor parallelism (DTensor) and sharding (FSDP2)
+engine.py           the actor between its training and its generation groups, by simcore.hybridflow's boxes
+roles.py, worker.py what a process does of each model
+protocols.py        which process gets which rows, and whose results count
+controller.py       pools of processes, futures, data that moves between processes and not through the driver
+algorithms.py       the dataflow of PPO, GRPO, ReMax and Safe-RLHF
+"""

@@ -1,0 +1,46 @@
+"""Transformers' Llama as actor, reference and critic, and what is read off their hidden states."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+from transformers import LlamaForCausalLM
+
+from real.kernels.linear_logprob import linear_logprob
+from real.model import build_model
+from real.rlhf.job import Job
+
+
+def actor_model(job: Job) -> LlamaForCausalLM:
+    """The policy as training starts, which is the reference model too; the same on every process."""
+    return build_model(job.model, "float32", job.seed)
+
+
+class Critic(nn.Module):
+    """A Llama with one number for each token instead of logits."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        self.model = build_model(job.model, "float32", job.seed + 1).model
+        torch.manual_seed(job.seed + 2)
+        self.value = nn.Linear(self.model.config.hidden_size, 1, bias=False)
+
+    def forward(self, tokens: Tensor, prompt_len: int) -> Tensor:
+        """(n, response) the value of what stands before each token of the response."""
+        hidden = self.model(tokens, use_cache=False).last_hidden_state[:, prompt_len - 1 : -1]
+        found: Tensor = self.value(hidden)[..., 0]
+        return found
+
+
+def logprobs(model: LlamaForCausalLM, tokens: Tensor, prompt_len: int) -> Tensor:
+    """(n, response) log-probability of each token after the prompt, without its logits in memory."""
+    hidden = model.model(tokens, use_cache=False).last_hidden_state[:, prompt_len - 1 : -1]
+    targets = tokens[:, prompt_len:]
+    found, _ = linear_logprob(hidden.flatten(0, 1), model.lm_head.weight, targets.flatten())
+    return found.view(targets.shape)
+
+
+def optimizer_of(parameters: Iterable[nn.Parameter], learning_rate: float, epsilon: float) -> AdamW:
+    """One parameter after the other, because torch updates no list of whole and sharded ones at once."""
+    return AdamW(parameters, lr=learning_rate, eps=epsilon, weight_decay=0.0, foreach=False)

@@ -1,0 +1,95 @@
+"""Which models share which processes, and how each is split."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from real.rlhf.job import Job
+from simcore.errors import InputError, Problem
+from simcore.hybridflow.grouping import Degrees
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSpec:
+    """Models that take turns on the same ranks, each split over all of them: `degrees` by role."""
+
+    degrees: Mapping[str, Degrees]
+
+    @property
+    def n_ranks(self) -> int:
+        return max(d.n_ranks for d in self.degrees.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Pools have no rank in common, so what is in different pools overlaps."""
+
+    pools: tuple[PoolSpec, ...]
+
+    @property
+    def n_ranks(self) -> int:
+        return sum(pool.n_ranks for pool in self.pools)
+
+    def check(self, job: Job) -> None:
+        """Raises `InputError` with everything that keeps `job` from running like this."""
+        placed = [role for pool in self.pools for role in pool.degrees]
+        problems = [
+            Problem(f"pools: {role}", f"placed {placed.count(role)} times", "once for each of " + ", ".join(job.roles))
+            for role in dict.fromkeys((*job.roles, *placed))
+            if placed.count(role) != (role in job.roles)
+        ]
+        for pool in self.pools:
+            for role, degrees in pool.degrees.items():
+                problems += _problems(role, degrees, pool.n_ranks, job)
+        if problems:
+            raise InputError("an RLHF job cannot be placed", problems)
+
+
+def _problems(role: str, degrees: Degrees, n_ranks: int, job: Job) -> list[Problem]:
+    heads, split = int(job.model["kv_heads"]), max(degrees.dp, degrees.gen_dp if role == "actor" else 1)
+    scorer = role in ("reward", "cost")
+    rules = [
+        ("ranks", degrees.n_ranks, degrees.n_ranks == n_ranks, f"{n_ranks}, all of its pool"),
+        ("pp", degrees.pp, degrees.pp == 1, "1: pipelines are only simulated"),
+        ("tp", degrees.tp, heads % degrees.tp == 0, f"a divisor of kv_heads ({heads})"),
+        ("dp", split, scorer or job.prompts % split == 0, f"parts of prompts ({job.prompts})"),
+        ("dp", degrees.dp, scorer or job.minibatch % degrees.dp == 0, f"parts of a minibatch ({job.minibatch})"),
+        ("dp", degrees.dp, not scorer or job.sequences % degrees.dp == 0, f"parts of sequences ({job.sequences})"),
+    ]
+    return [Problem(f"{role}.{name}", str(given), allowed) for name, given, holds, allowed in rules if not holds]
+
+
+def together(job: Job, degrees: Degrees) -> Placement:
+    """One pool; actor, critic and reference split alike, rewards computed on every rank."""
+    return Placement(pools=(PoolSpec(degrees={role: _of(role, degrees) for role in job.roles}),))
+
+
+def apart(job: Job, *pools: tuple[tuple[str, ...], Degrees]) -> Placement:
+    """A pool for each group of roles; roles that the job does not have are left out, and pools without any."""
+    kept = [(tuple(role for role in roles if role in job.roles), degrees) for roles, degrees in pools]
+    return Placement(
+        pools=tuple(PoolSpec(degrees={role: _of(role, degrees) for role in roles}) for roles, degrees in kept if roles)
+    )
+
+
+def of_plan(decisions: Mapping[str, Any]) -> Placement:
+    """The placement that a plan of the planner `hybridflow` decides on: its pools, in its order."""
+    pools = []
+    for pool in decisions["pools"]:
+        generation, degrees = pool.get("generation", {}), {}
+        for role, strategy in pool["models"].items():
+            split = strategy["parallelism"]
+            of = generation if generation.get("role") == role else split
+            chosen = Degrees(pp=split["pp"], tp=split["tp"], dp=split["dp"], gen_pp=of["pp"], gen_tp=of["tp"])
+            degrees[role] = _of(role, chosen)
+        pools.append(PoolSpec(degrees=degrees))
+    return Placement(pools=tuple(pools))
+
+
+def _of(role: str, degrees: Degrees) -> Degrees:
+    """Only the actor generates; rewards have no model to split."""
+    if role in ("reward", "cost"):
+        return Degrees(dp=degrees.n_ranks)
+    if role == "actor":
+        return degrees
+    return Degrees(pp=degrees.pp, tp=degrees.tp, dp=degrees.dp, gen_pp=degrees.pp, gen_tp=degrees.tp)

@@ -1,0 +1,199 @@
+"""An RLHF algorithm as data: calls of models with what they wait for (HybridFlow, figure 1 and section 2.1)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from simcore.errors import InputError, Problem
+
+Kind = Literal["generate", "forward", "train", "compute"]
+"""`compute` is numbers only (advantages), done by the controller; it has no role and takes no time that counts."""
+Stage = Literal["generation", "preparation", "training"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+STAGE_OF: dict[Kind, Stage] = {
+    "generate": "generation",
+    "forward": "preparation",
+    "compute": "preparation",
+    "train": "training",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """A model asked to do something with the batch. `share` is the part of the batch that it works on."""
+
+    name: str
+    kind: Kind
+    role: str = ""
+    after: tuple[str, ...] = ()
+    stage: Stage
+    share: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataflow:
+    """Calls in an order that respects their dependencies; a call of the same role (and pool) follows those listed before it."""
+
+    name: str
+    calls: tuple[Call, ...]
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """In order of appearance."""
+        return tuple(dict.fromkeys(c.role for c in self.calls if c.role))
+
+    def calls_of(self, role: str) -> tuple[Call, ...]:
+        return tuple(c for c in self.calls if c.role == role)
+
+    def inputs(self, call: Call) -> tuple[str, ...]:
+        """The calls of models whose results a call needs: of numbers that no model computes, what they are computed from."""
+        by_name = {c.name: c for c in self.calls}
+        found: list[str] = []
+        for name in call.after:
+            found += (name,) if by_name[name].role else self.inputs(by_name[name])
+        return tuple(dict.fromkeys(found))
+
+    def kinds_of(self, role: str) -> frozenset[Kind]:
+        return frozenset(c.kind for c in self.calls if c.role == role)
+
+    def trains(self, role: str) -> bool:
+        """Whether the role has gradients and an optimizer."""
+        return "train" in self.kinds_of(role)
+
+    def generates(self, role: str) -> bool:
+        return "generate" in self.kinds_of(role)
+
+
+def call(name: str, kind: Kind, role: str = "", *after: str, stage: Stage | None = None, share: float = 1.0) -> Call:
+    """A call in the stage that calls of its kind usually belong to."""
+    return Call(name=name, kind=kind, role=role, after=after, stage=stage or STAGE_OF[kind], share=share)
+
+
+def ppo() -> Dataflow:
+    """Proximal policy optimisation: actor, critic, reference and reward (Ouyang et al. 2022)."""
+    return Dataflow(
+        name="ppo",
+        calls=(
+            call("generate", "generate", "actor"),
+            *_judged(),
+            call("values", "forward", "critic", "generate"),
+            call("advantages", "compute", "", "ref_log_prob", "reward", "values"),
+            call("update_critic", "train", "critic", "advantages"),
+            call("update_actor", "train", "actor", "advantages"),
+        ),
+    )
+
+
+def remax() -> Dataflow:
+    """ReMax (Li et al. 2023): the reward of a greedy response is the baseline, and there is no critic."""
+    return Dataflow(
+        name="remax",
+        calls=(
+            call("generate", "generate", "actor"),
+            call("generate_greedy", "generate", "actor"),
+            *_judged(),
+            call("reward_greedy", "forward", "reward", "generate_greedy"),
+            call("advantages", "compute", "", "ref_log_prob", "reward", "reward_greedy"),
+            call("update_actor", "train", "actor", "advantages"),
+        ),
+    )
+
+
+PRETRAIN_SHARE = 1 / 8
+"""Of the batch, that the pretraining loss of Safe-RLHF is computed on. Assumption: one of the paper's eight updates."""
+
+
+def safe_rlhf() -> Dataflow:
+    """Safe-RLHF (Dai et al. 2024) as HybridFlow has it: PPO with a cost model and a loss on pretraining data."""
+    return Dataflow(
+        name="safe_rlhf",
+        calls=(
+            call("generate", "generate", "actor"),
+            *_judged(),
+            call("cost", "forward", "cost", "generate"),
+            call("values", "forward", "critic", "generate"),
+            call("advantages", "compute", "", "ref_log_prob", "reward", "cost", "values"),
+            call("pretrain_loss", "forward", "actor", stage="training", share=PRETRAIN_SHARE),
+            call("update_critic", "train", "critic", "advantages"),
+            call("update_actor", "train", "actor", "advantages", "pretrain_loss"),
+        ),
+    )
+
+
+def grpo() -> Dataflow:
+    """Group relative policy optimisation (Shao et al. 2024): several responses for each prompt, normalised within their group."""
+    return Dataflow(
+        name="grpo",
+        calls=(
+            call("generate", "generate", "actor"),
+            *_judged(),
+            call("advantages", "compute", "", "ref_log_prob", "reward"),
+            call("update_actor", "train", "actor", "advantages"),
+        ),
+    )
+
+
+def _judged() -> tuple[Call, ...]:
+    return (
+        call("ref_log_prob", "forward", "reference", "generate"),
+        call("reward", "forward", "reward", "generate"),
+    )
+
+
+BUILT_IN = {"ppo": ppo, "remax": remax, "safe_rlhf": safe_rlhf, "grpo": grpo}
+
+
+ROLLOUT = "rollout"
+"""The role of a copy of the model that only generates, on GPUs of its own."""
+
+
+def with_rollout(dataflow: Dataflow) -> Dataflow:
+    """The dataflow with a second copy of the model that generates, which does all of the generation."""
+    calls = tuple(replace(c, role=ROLLOUT) if c.kind == "generate" else c for c in dataflow.calls)
+    return replace(dataflow, calls=calls)
+
+
+def own(name: str, calls: Sequence[Call]) -> Dataflow:
+    """A user's dataflow, sorted so that every call stands after what it waits for.
+
+    Raises `InputError` with every call that names nothing, is named twice, waits for itself, or has too much or too little.
+    """
+    problems = [*_problems(calls)]
+    if not problems:
+        order = _sorted(calls)
+        if len(order) < len(calls):
+            circular = ", ".join(c.name for c in calls if c not in order)
+            problems.append(Problem("calls.after", circular, "no circle", "Calls wait for each other."))
+    if problems:
+        raise InputError("a dataflow that contradicts itself", problems)
+    return Dataflow(name=name, calls=tuple(order))
+
+
+def _problems(calls: Sequence[Call]) -> Iterator[Problem]:
+    names = [c.name for c in calls]
+    for i, c in enumerate(calls):
+        at = f"calls[{i}]"
+        if names.index(c.name) < i:
+            yield Problem(f"{at}.name", c.name, "a name of its own")
+        if (c.kind == "compute") == bool(c.role):
+            allowed = "none, for numbers that no model computes" if c.role else "the model that is called"
+            yield Problem(f"{at}.role", repr(c.role), allowed)
+        for other in c.after:
+            if other not in names:
+                yield Problem(f"{at}.after", other, ", ".join(names))
+    roles = {c.role for c in calls if c.kind == "generate"}
+    if len(roles) != 1:
+        yield Problem("calls", f"{len(roles)} roles that generate", "one", "The dataflow starts with its responses.")
+    if not any(c.kind == "train" for c in calls):
+        yield Problem("calls", "no call that trains", "at least one")
+
+
+def _sorted(calls: Sequence[Call]) -> list[Call]:
+    """As given where that is possible."""
+    left, order = list(calls), []
+    done: set[str] = set()
+    while ready := next((c for c in left if done.issuperset(c.after)), None):
+        left.remove(ready)
+        order.append(ready)
+        done.add(ready.name)
+    return order

@@ -1,0 +1,213 @@
+"""Reinforcement learning from human feedback: an algorithm, a model for each role, lengths of prompts and responses."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from costmodels import model_config
+from costmodels.serving import NAMES
+from costmodels.transformer import TransformerShape, forward_flops_per_token, total_elements
+from simcore.errors import Problem, ScenarioError
+from simcore.hybridflow.dataflow import BUILT_IN, Call, Dataflow, Kind, Stage, call, own
+from simcore.hybridflow.lengths import Lengths, draw
+from simcore.validation import suggestion
+from simcore.workloads.transformer_training import Shape, model_of
+
+Ints = NDArray[np.int64]
+MOST_SEQUENCES = 1 << 18
+MODELS_OF_TOKENS = ("actor", "reference")
+"""Roles whose model has a head over the vocabulary; all others have one that gives a single number, unless they generate."""
+
+
+class CallSpec(BaseModel):
+    """A call of your own dataflow."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1, max_length=100, description="A name of its own.")
+    kind: Kind = Field(description="generate, forward, train, or compute (numbers only, no model).")
+    role: str = Field("", max_length=100, description="The model that is called; none for compute.")
+    after: list[str] = Field(default_factory=list, description="Calls whose results it needs.")
+    stage: Stage | None = Field(None, description="generation, preparation or training; default: by its kind.")
+    share: float = Field(1.0, gt=0, le=1, description="Part of the batch that it works on.")
+
+    def call(self) -> Call:
+        return call(self.name, self.kind, self.role, *self.after, stage=self.stage, share=self.share)
+
+
+class Generation(BaseModel):
+    """The engine that generates."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    engine: str = Field("vllm", description="Whose kernels and host code: vllm, trt-llm, deepspeed, ...")
+    max_num_seqs: int = Field(256, ge=1, le=65_536, description="Most sequences at a time (vLLM's default).")
+    memory_share: float = Field(
+        0.9, gt=0, le=1, description="Of a device's memory, that everything together may take (vLLM's default)."
+    )
+
+
+class Params(BaseModel):
+    """An RLHF job."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    algorithm: Literal["ppo", "remax", "safe_rlhf", "grpo"] | None = Field(
+        None, description="A known dataflow, instead of `calls`."
+    )
+    calls: list[CallSpec] | None = Field(None, min_length=1, max_length=100, description="Your own dataflow.")
+    model: str | Shape = Field(description="Of all roles: a named size, the path of a config.json, or sizes.")
+    models: dict[str, str | Shape] = Field(default_factory=dict, description="By role, where it has another model.")
+    prompts: int = Field(ge=1, le=MOST_SEQUENCES, description="Prompts of an iteration.")
+    samples: int = Field(1, ge=1, le=1024, description="Responses to each prompt (GRPO: the size of a group).")
+    prompt_len: Lengths = Field(description="Tokens of prompts: a number, or a distribution.")
+    response_len: Lengths = Field(description="Tokens of responses: a number, or a distribution.")
+    epochs: int = Field(1, ge=1, le=100, description="Times that training goes over the batch.")
+    updates: int = Field(8, ge=1, le=4096, description="Updates of each epoch; each has a minibatch.")
+    precision: Literal["bfloat16", "float16"] = Field("bfloat16", description="What products compute in.")
+    generation: Generation = Field(
+        default_factory=lambda: Generation.model_validate({}), description="How responses are generated."
+    )
+    offload: list[str] = Field(
+        default_factory=list, description="Roles whose states stay in the host's memory while they do nothing."
+    )
+    iterations: int = Field(1, ge=1, le=1000, description="Iterations that a run plays.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rlhf:
+    """The workload. `prompt_len` and `response_len` are (sequences,); `models` has a shape for every role."""
+
+    dataflow: Dataflow
+    models: dict[str, TransformerShape]
+    prompt_len: Ints = field(repr=False)
+    response_len: Ints = field(repr=False)
+    samples: int = 1
+    epochs: int
+    updates: int
+    precision: str
+    generation: Generation
+    offload: frozenset[str]
+    iterations: int
+    seed: int
+
+    @property
+    def sequences(self) -> int:
+        return len(self.prompt_len)
+
+    @property
+    def seq_len(self) -> int:
+        """Mean tokens of a sequence, rounded up to a multiple of 64; training packs sequences without padding."""
+        mean = (self.prompt_len.sum() + self.response_len.sum()) / self.sequences
+        return int(-(-mean // 64) * 64)
+
+    @property
+    def minibatch(self) -> int:
+        """Sequences of an update."""
+        return -(-self.sequences // self.updates)
+
+    @property
+    def tokens_per_iteration(self) -> int:
+        """Prompts and responses, once, as HybridFlow counts."""
+        return int(self.prompt_len.sum() + self.response_len.sum())
+
+    def trained(self, role: str) -> TransformerShape:
+        """The shape that training and forward calls have: without a head over the vocabulary where the role gives one number.
+
+        The embedding of such a role is left out with its head: 2 % of a 7B model.
+        """
+        shape = self.models[role]
+        return shape if self.speaks(role) else replace(shape, vocab=1, tied_embeddings=False)
+
+    def speaks(self, role: str) -> bool:
+        """Whether the role's model has a head over the vocabulary."""
+        return role in MODELS_OF_TOKENS or self.dataflow.generates(role)
+
+    def described(self) -> dict[str, Any]:
+        """What reports and the real backend need to know, as JSON can hold it."""
+        return {
+            "name": "rlhf",
+            "algorithm": self.dataflow.name,
+            "models": {role: model_config.described(shape) for role, shape in self.models.items()},
+            "parameters": {role: total_elements(shape) for role, shape in self.models.items()},
+            "sequences": self.sequences,
+            "prompts": self.sequences // self.samples,
+            "samples": self.samples,
+            "prompt_tokens": int(self.prompt_len.sum()),
+            "response_tokens": int(self.response_len.sum()),
+            "longest_response": int(self.response_len.max()),
+            "epochs": self.epochs,
+            "updates": self.updates,
+            "precision": self.precision,
+            "generation": self.generation.model_dump(),
+            "offload": sorted(self.offload),
+            "iterations": self.iterations,
+            "tokens_per_iteration": self.tokens_per_iteration,
+            "flops_per_iteration": self.flops(),
+            "seed": self.seed,
+        }
+
+    def flops(self) -> float:
+        """Model FLOPs of an iteration: forward passes of all calls, two more for training, nothing computed again."""
+        total = 0.0
+        for c in self.dataflow.calls:
+            if c.role:
+                passes = 3 * self.epochs if c.kind == "train" else 1
+                each = forward_flops_per_token(self.trained(c.role), self.seq_len, causal=True)
+                total += c.share * passes * each * self.tokens_per_iteration
+        return total
+
+
+def build(params: Params, rng: np.random.Generator, base_dir: Path) -> Rlhf:
+    """The workload; paths of models are relative to `base_dir`. Raises `ScenarioError` or `DataError` naming the field."""
+    dataflow = _dataflow(params)
+    problems = list(_problems(params, dataflow))
+    if problems:
+        raise ScenarioError("a workload that contradicts itself", problems)
+    n = params.prompts * params.samples
+    prompts = np.repeat(draw(params.prompt_len, params.prompts, rng), params.samples)
+    return Rlhf(
+        dataflow=dataflow,
+        models={role: model_of(params.models.get(role, params.model), base_dir) for role in dataflow.roles},
+        prompt_len=prompts,
+        response_len=draw(params.response_len, n, rng),
+        samples=params.samples,
+        epochs=params.epochs,
+        updates=params.updates,
+        precision=params.precision,
+        generation=params.generation,
+        offload=frozenset(params.offload),
+        iterations=params.iterations,
+        seed=int(rng.integers(2**31)),
+    )
+
+
+def _dataflow(params: Params) -> Dataflow:
+    if (params.algorithm is None) == (params.calls is None):
+        given = "both" if params.calls else "neither"
+        raise ScenarioError("no dataflow", [Problem("algorithm", given, "either `algorithm` or `calls`")])
+    if params.algorithm is not None:
+        return BUILT_IN[params.algorithm]()
+    assert params.calls is not None
+    return own("own", [spec.call() for spec in params.calls])
+
+
+def _problems(params: Params, dataflow: Dataflow) -> list[Problem]:
+    found = []
+    for name, roles in (("models", list(params.models)), ("offload", params.offload)):
+        found += [
+            Problem(f"{name}.{role}", role, ", ".join(dataflow.roles), suggestion(role, dataflow.roles))
+            for role in roles
+            if role not in dataflow.roles
+        ]
+    n = params.prompts * params.samples
+    if n < params.updates:
+        found.append(Problem("updates", str(params.updates), f"at most the {n} sequences of an iteration"))
+    if params.generation.engine not in NAMES:
+        advice = suggestion(params.generation.engine, NAMES)
+        found.append(Problem("generation.engine", params.generation.engine, ", ".join(NAMES), advice))
+    return found
