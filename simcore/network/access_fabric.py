@@ -77,7 +77,7 @@ class AccessFabric:
         up, down = np.where(near, -1, sources), np.where(near, -1, n + targets)
         if not self._apart:
             return np.stack([up, down], axis=1)
-        table = np.stack([up, down, self.core_links(sources, targets)[:, 0]], axis=1)
+        table = np.stack([up, self.core_links(sources, targets)[:, 0], down], axis=1)
         return np.asarray(table, dtype=np.int64)
 
     def core_links(self, sources: Ints, targets: Ints) -> Ints:

@@ -12,7 +12,16 @@ from simcore.cluster import Cluster
 from simcore.cost import CostModel
 from simcore.engine.simulate import simulate
 from simcore.plan import Collective, Group, Plan, Task, Transfer, Write
-from simcore.topologies import fat_tree, nvswitch_node, rail_optimised, random_regular, ring, single_node, star
+from simcore.topologies import (
+    fat_tree,
+    federated,
+    nvswitch_node,
+    rail_optimised,
+    random_regular,
+    ring,
+    single_node,
+    star,
+)
 from tests.laws.plans import work
 
 CATALOG = Catalog()
@@ -37,6 +46,13 @@ def world(kind: str) -> Cluster:
             {"device": "laptop_cpu", "count": 2, "down": "wifi6"},
         ]
         return star.build(star.Params(clients=clients, stores=["object_store"]), CATALOG)
+    if kind == "federated":
+        kinds = [
+            {"device": "phone", "count": 3, "down": "home", "up": "home_up"},
+            {"device": "laptop_cpu", "count": 2, "down": "wifi6", "region": "elsewhere"},
+        ]
+        given = {"clients": kinds, "server": {"device": "server_cpu", "down": "ethernet_10g"}}
+        return federated.build(federated.Params.model_validate(given), CATALOG)
     if kind == "ring":
         return ring.build(ring.Params(device="jetson_orin", link="ethernet_10g", nodes=7, stores=["nfs"]), CATALOG)
     params = random_regular.Params(device="laptop_cpu", link="wifi6", nodes=12, degree=3, seed=5)
@@ -50,6 +66,7 @@ KINDS = (
     "fat_tree",
     "fat_tree ecmp",
     "star",
+    "federated",
     "ring",
     "random_regular",
 )
