@@ -124,7 +124,14 @@ def place(request: pytest.FixtureRequest) -> Iterator[tuple[Path, bool]]:
 
 @pytest.mark.slow
 @pytest.mark.benchmark(group="checkpoint of 1.2 GB on two ranks")
-def test_beside_dcp(benchmark: BenchmarkFixture, place: tuple[Path, bool], capsys: pytest.CaptureFixture[str]) -> None:
+def test_beside_dcp(
+    benchmark: BenchmarkFixture,
+    place: tuple[Path, bool],
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+) -> None:
+    if not request.config.getoption("benchmark_only"):
+        pytest.skip("takes minutes and tests nothing that others do not: `make benchmark` runs it")
     root, on_disk = place
     out = root / "seconds.json"
     codes = benchmark.pedantic(lambda: ended(world(RANKS, lambda rank: measure(root, rank, out, on_disk))), rounds=1)
