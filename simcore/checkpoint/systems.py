@@ -5,7 +5,7 @@ Sources: Wan et al. 2025 (ByteCheckpoint, NSDI) for its own system and what it s
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from simcore.checkpoint.saving import LARGEST_SHARD_B
@@ -49,63 +49,27 @@ class System:
     deals: bool = False
 
 
+DCP = System(
+    title="torch DCP, synchronous",
+    asynchronous=False,
+    cached_plan=False,
+    tree=False,
+    largest_B=None,
+    parallel=False,
+    gathers=True,
+    reads_once=False,
+    prefetches=False,
+)
+
 SYSTEMS: Mapping[Name, System] = {
     "bytecheckpoint": System(title="ByteCheckpoint", largest_B=None),
     "windtunnel": System(title="windtunnel's own checkpoints", raw=True, deals=True),
-    "dcp": System(
-        title="torch DCP, synchronous",
-        asynchronous=False,
-        cached_plan=False,
-        tree=False,
-        largest_B=None,
-        parallel=False,
-        gathers=True,
-        reads_once=False,
-        prefetches=False,
-    ),
-    "dcp_async": System(
-        title="torch DCP, asynchronous",
-        cached_plan=False,
-        tree=False,
-        largest_B=None,
-        parallel=False,
-        gathers=True,
-        reads_once=False,
-        prefetches=False,
-    ),
-    "megatron": System(
-        title="Megatron-LM, first data parallel group",
-        balance="first_group",
-        asynchronous=False,
-        cached_plan=False,
-        tree=False,
-        largest_B=None,
-        parallel=False,
-        gathers=True,
-        reads_once=False,
-        prefetches=False,
-    ),
-    "megatron_parallel": System(
-        title="Megatron-LM, fully parallel",
-        asynchronous=False,
-        cached_plan=False,
-        tree=False,
-        largest_B=None,
-        parallel=False,
-        gathers=True,
-        prefetches=False,
-    ),
-    "ucp": System(
-        title="Universal Checkpointing (DeepSpeed)",
-        balance="first_group",
-        asynchronous=False,
-        cached_plan=False,
-        tree=False,
-        largest_B=None,
-        parallel=False,
-        reads_once=False,
-        converts=True,
-        prefetches=False,
+    "dcp": DCP,
+    "dcp_async": replace(DCP, title="torch DCP, asynchronous", asynchronous=True),
+    "megatron": replace(DCP, title="Megatron-LM, first data parallel group", balance="first_group"),
+    "megatron_parallel": replace(DCP, title="Megatron-LM, fully parallel", reads_once=True),
+    "ucp": replace(
+        DCP, title="Universal Checkpointing (DeepSpeed)", balance="first_group", gathers=False, converts=True
     ),
     "first_dp_group": System(title="ByteCheckpoint, but the first data parallel group writes", balance="first_group"),
 }

@@ -138,18 +138,21 @@ def plan(
             **_predicted(to_plan, replays, settings),
             "uniform": {p: _predicted(to_plan, replays, s) for p, s in _uniform(to_plan).items()},
         },
-        "search": {
-            "T0": found.initial_s,
-            "initial_variance": found.initial_variance,
-            "recovered": found.recovered,
-            "rejected": found.rejected,
-            "refined": found.refined,
-            "replays": found.replays,
-            "start": found.start,
-            **exactly,
-        },
+        "search": {**_searched(found), **exactly},
     }
     return precision_plan(workload, classes, whole, chosen, decisions=decisions)
+
+
+def _searched(found: Allocation) -> dict[str, Any]:
+    return {
+        "T0": found.initial_s,
+        "initial_variance": found.initial_variance,
+        "recovered": found.recovered,
+        "rejected": found.rejected,
+        "refined": found.refined,
+        "replays": found.replays,
+        "start": found.start,
+    }
 
 
 def check(graph: OperatorGraph, classes: Sequence[DeviceClass], params: Params) -> frozenset[str]:
