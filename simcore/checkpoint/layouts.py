@@ -50,7 +50,9 @@ class Placement:
     """Where a tensor is. `stage` None: on every pipeline stage. `tp_dim` None: a copy on every rank of a tensor-parallel group.
 
     `dp`: `replicate` (DDP), `shard` (dimension 0 of the local part in chunks, as in FSDP2 and ZeRO 3) or `flat` (ZeRO 1: all flat
-    tensors of a stage and tensor-parallel rank make one buffer that is cut into dp equal slices, across tensors and rows).
+    tensors of a stage and tensor-parallel rank make one buffer that is cut into dp equal slices, across tensors and rows). Buffers
+    of one stage are laid out alike: where tensor parallelism cuts a tensor unevenly, smaller parts are padded to the largest one,
+    so that copies of other tensors are cut at the same elements on every rank of the group.
     """
 
     stage: int | None = None
@@ -152,9 +154,10 @@ def _buffers(
     tensor: list[int] = []
     boxes: list[Box] = []
     for stage, indices in members.items():
+        largest = [_local(tensors[i].shape, placements[i].tp_dim, mesh.tp, 0).size for i in indices]
         for t in range(mesh.tp):
             parts = [_local(tensors[i].shape, placements[i].tp_dim, mesh.tp, t) for i in indices]
-            for d, position, found in _slices(parts, mesh.dp):
+            for d, position, found in _slices(parts, largest, mesh.dp):
                 holders = mesh.ranks(stage, d, t).tolist()
                 rank += [r for r in holders for _ in found]
                 tensor += [indices[position]] * (len(holders) * len(found))
@@ -170,17 +173,17 @@ def _buffers(
     )
 
 
-def _slices(parts: Sequence[Box], dp: int) -> Iterator[tuple[int, int, list[Box]]]:
-    """(slice, position in `parts`, boxes of the tensor) wherever a slice of the buffer meets one of its parts."""
-    each = -(-sum(part.size for part in parts) // dp)
+def _slices(parts: Sequence[Box], rooms: Sequence[int], dp: int) -> Iterator[tuple[int, int, list[Box]]]:
+    """(slice, position in `parts`, boxes of the tensor) wherever a slice of the buffer meets a part; each has a room of the buffer."""
+    each = -(-sum(rooms) // dp)
     begin = 0
-    for position, part in enumerate(parts):
+    for position, (part, room) in enumerate(zip(parts, rooms, strict=True)):
         end = begin + part.size
         for d in range(begin // each, -(-end // each)) if part.size else ():
             start, stop = max(begin, d * each), min(end, (d + 1) * each)
             found = decompose(start - begin, stop - begin, part.lengths)
             yield d, position, [box.shifted(part.offsets) for box in found]
-        begin = end
+        begin += room
 
 
 def _local(shape: tuple[int, ...], tp_dim: int | None, tp: int, t: int) -> Box:

@@ -7,7 +7,7 @@ from math import prod
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from simcore.checkpoint.boxes import Box, decompose, intersection, whole
@@ -100,8 +100,17 @@ def held(shards: Shards) -> Mapping[str, Counter[tuple[int, ...]]]:
     return found
 
 
+UNEVEN = (
+    [TensorSpec("cut", (1,), "float32"), TensorSpec("copied", (3,), "float32")],
+    [Placement(stage=0, tp_dim=0, dp="flat"), Placement(stage=0, dp="flat")],
+    Mesh(dp=2, tp=2),
+)
+"""One rank of the tensor-parallel group holds no part of the tensor in front of the one that both hold."""
+
+
 @settings(deadline=None)
 @given(states())
+@example(UNEVEN)
 def test_a_layout_covers_every_element_once(state: tuple[list[TensorSpec], list[Placement], Mesh]) -> None:
     shards = layout(*state)
     for spec in state[0]:
