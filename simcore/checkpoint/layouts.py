@@ -174,7 +174,7 @@ def _buffers(
 
 
 def _slices(parts: Sequence[Box], rooms: Sequence[int], dp: int) -> Iterator[tuple[int, int, list[Box]]]:
-    """(slice, position in `parts`, boxes of the tensor) wherever a slice of the buffer meets a part; each has a room of the buffer."""
+    """(slice, position in `parts`, boxes of the tensor) wherever a slice meets a part; each part has a room of the buffer."""
     each = -(-sum(rooms) // dp)
     begin = 0
     for position, (part, room) in enumerate(zip(parts, rooms, strict=True)):

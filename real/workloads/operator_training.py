@@ -1,28 +1,32 @@
-"""What stands in the way of running a plan of `operator_training` here."""
+"""Operators in chosen precisions for real, data parallel over unequal ranks."""
 
 from collections.abc import Iterator
 
+from real.here import most_ranks
 from real.precision.models import NAMES
 from real.precision.training import RATES
+from real.ranks import run_ranks as run
 from simcore.errors import Problem
 from simcore.plan import Plan
+
+__all__ = ["lacking", "run"]
 
 NEEDED = ("precision", "batch", "buckets")
 
 
-def lacking(plan: Plan, most_ranks: int) -> list[Problem]:
+def lacking(plan: Plan) -> list[Problem]:
     """Every obstacle, and what would have to change."""
-    return list(_lacking(plan, most_ranks))
+    return list(_lacking(plan, most_ranks()[0]))
 
 
-def _lacking(plan: Plan, most_ranks: int) -> Iterator[Problem]:
+def _lacking(plan: Plan, most: int) -> Iterator[Problem]:
     missing = [name for name in NEEDED if name not in plan.decisions]
     if missing:
         yield Problem("decisions", f"without {', '.join(missing)}", ", ".join(NEEDED), "Plan it again.")
         return
-    if plan.n_ranks > most_ranks:
+    if plan.n_ranks > most:
         advice = "Real runs need a process for each rank: take a smaller cluster."
-        yield Problem("n_ranks", str(plan.n_ranks), f"at most {most_ranks} on this machine", advice)
+        yield Problem("n_ranks", str(plan.n_ranks), f"at most {most} on this machine", advice)
     model = str(plan.workload.get("model"))
     if model not in NAMES and ":" not in model:
         yield Problem(
