@@ -83,8 +83,7 @@ def attention_activation_B(shape: TransformerShape, part: Slice, recompute: Reco
     output, a mask of dropout. Flash attention keeps only the logarithm of each row's sum (Dao et al. 2022, algorithm 2)."""
     width, rows = WIDTH_B[part.dtype], part.rows
     heads, kv_heads, d = part.heads(shape), part.kv_heads(shape), shape.head_dim
-    norm_output = 0 if _drops_outputs(part, recompute) else 1
-    kept = width * part.norm_rows * shape.hidden * (1 + norm_output)
+    kept = norm_activation_B(shape, part, drops_output=_drops_outputs(part, recompute))
     kept += width * rows * d * (2 * heads + 2 * kv_heads)
     if part.dropout:
         kept += part.norm_rows * shape.hidden
@@ -96,13 +95,24 @@ def attention_activation_B(shape: TransformerShape, part: Slice, recompute: Reco
 
 
 def mlp_activation_B(shape: TransformerShape, part: Slice, recompute: Recompute) -> float:
-    """The MLP's part of `layer_activation_B`: input of the norm and its output, gate and up, their product, a mask of dropout."""
+    """The MLP's part of `layer_activation_B`: input of the norm and its output, gate and up, their product, a mask of dropout.
+
+    Hugging Face's modules also keep what the activation function made of the gate.
+    """
     width = WIDTH_B[part.dtype]
     drops = _drops_outputs(part, recompute)
-    inner = (2 if shape.gated else 1) + (0 if drops else 1)
-    kept = width * part.norm_rows * shape.hidden * (1 if drops else 2)
+    activated = 1 if shape.gated and not part.fused_projections else 0
+    inner = (2 if shape.gated else 1) + activated + (0 if drops else 1)
+    kept = norm_activation_B(shape, part, drops_output=drops)
     kept += width * part.rows * (shape.ffn // part.tp) * inner
     return kept + (part.norm_rows * shape.hidden if part.dropout else 0.0)
+
+
+def norm_activation_B(shape: TransformerShape, part: Slice, *, drops_output: bool = False) -> float:
+    """Input and output of a norm. Hugging Face's modules keep the input in float32, and the normed input before its weight."""
+    width = WIDTH_B[part.dtype]
+    kept = width if part.fused_projections else 4.0 + width
+    return (kept + (0 if drops_output else width)) * part.norm_rows * shape.hidden
 
 
 def _drops_outputs(part: Slice, recompute: Recompute) -> bool:
@@ -117,7 +127,7 @@ def embedding_activation_B(shape: TransformerShape, part: Slice) -> float:
 
 def head_activation_B(shape: TransformerShape, part: Slice) -> float:
     """Input and output of the last norm, and float32 logits: 4sbh/t (1 + v/h) at 16 bits (Korthikanti et al. 2022, section 4.3)."""
-    return 2 * WIDTH_B[part.dtype] * part.norm_rows * shape.hidden + 4.0 * part.rows * part.vocab(shape)
+    return norm_activation_B(shape, part) + 4.0 * part.rows * part.vocab(shape)
 
 
 def kv_cache_B(shape: TransformerShape, tokens: int, dtype: str, *, tp: int = 1) -> float:

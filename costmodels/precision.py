@@ -68,6 +68,18 @@ def of_device(device: DeviceSpec) -> tuple[str, ...]:
     return tuple(p for p in PRECISIONS if p in device.flop_per_s)
 
 
+def widened(device: DeviceSpec) -> frozenset[str]:
+    """16-bit precisions whose operands a device multiplies as float32: of a CPU what `windtunnel calibrate` found, else those in
+    which it is not faster than in float32."""
+    if device.kind != "cpu":
+        return frozenset()
+    rates = device.flop_per_s
+    slow = [p for p in ("float16", "bfloat16") if rates.get(p, 0.0) <= rates.get("float32", 0.0)]
+    found = device.measured.get("widened", slow)
+    assert isinstance(found, list)
+    return frozenset(found)
+
+
 def allowed(operator: Operator, has: Collection[str]) -> tuple[str, ...]:
     """What a plan may choose for an operator on a device that has `has`, narrow to wide; () where there is nothing to choose."""
     if operator.kind not in ADJUSTABLE:

@@ -70,12 +70,14 @@ def own_B(graph: OperatorGraph, operator: Operator, batch: int, computes: str) -
     return kept + (INDEX_B * n if operator.kind == "max_pool2d" else 0.0)
 
 
-def working_B(graph: OperatorGraph, operator: Operator, batch: int, flow: Flow, *, cpu: bool) -> float:
+def working_B(
+    graph: OperatorGraph, operator: Operator, batch: int, flow: Flow, *, cpu: bool, widens: bool = False
+) -> float:
     """What the backward step of an operator holds for a moment, beside what was kept and the gradient of its result.
 
     Gradients of its operands, and of a product or convolution what is cast for it: the gradient of its result and its operands
-    where they were kept in another precision. A CPU widens narrow operands once more, to multiply in float32 (`cpu`; one with
-    16-bit arithmetic would not), and its convolutions rearrange the operand and its gradient.
+    where they were kept in another precision. A CPU without 16-bit arithmetic widens narrow operands once more, to multiply in
+    float32 (`widens`), and convolutions of a CPU (`cpu`) rearrange the operand and its gradient.
     """
     if not operator.differentiable or passes_on(operator):
         return 0.0
@@ -88,15 +90,16 @@ def working_B(graph: OperatorGraph, operator: Operator, batch: int, flow: Flow, 
         read, made = read + weight, made + weight
     width, wide = WIDTH_B[flow.backward], WIDTH_B["float32"]
     narrow = width < wide
-    found = (wide if narrow and cpu else width) * made
+    multiplied = wide if narrow and widens else width
+    found = multiplied * made
     if WIDTH_B[flow.output] != width:
         found += width * written
     if WIDTH_B[flow.computes] != width:
         found += width * read
     if narrow:
-        found += wide * (read + written if cpu else made)
+        found += wide * (read + written if widens else made)
     if operator.kind == "conv2d" and cpu:
-        found += 2 * wide * operator.operands[0].elements(batch)
+        found += 2 * multiplied * operator.operands[0].elements(batch)
     return found
 
 

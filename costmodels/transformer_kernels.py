@@ -34,7 +34,7 @@ class Slice:
     """What one rank has of a microbatch of `sequences` sequences, and how it computes.
 
     `fused_projections` makes one product of queries, keys and values, and one of gate and up, as Megatron does and
-    Hugging Face does not. `precision` is a dtype or one of `NARROW`.
+    Hugging Face, whose modules also keep more for their backward pass, does not. `precision` is a dtype or one of `NARROW`.
     """
 
     sequences: int

@@ -17,7 +17,16 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from costmodels.precision import Flow
-from real.precision.products import Product, accumulated, differentiate, multiply, widens
+from real.precision.products import (
+    Product,
+    by_blocks,
+    by_integers,
+    differentiate,
+    fuses,
+    multiply,
+    widens,
+    with_bias,
+)
 from real.precision.rounding import LARGEST, STORED, Rounding, Scaled, Scaling, rounded, scaled
 
 Kept = Tensor | Scaled
@@ -105,8 +114,11 @@ def arithmetic(kind: str, precision: str, device: torch.device, *, emulate: bool
         from real.kernels import paths
 
         return f"{paths.path_of(device)} int8, int32 sums"
-    if widens(torch.empty(0, dtype=STORED[precision], device=device)):
+    low = torch.empty(0, dtype=STORED[precision], device=device)
+    if widens(low):
         return f"torch float32 on {precision} numbers"
+    if fuses(Product(kind="linear"), low) and kind == "linear":
+        return f"triton {precision} with a bias, torch {precision} without"
     return f"torch {precision}"
 
 
@@ -148,10 +160,7 @@ class _Computed(torch.autograd.Function):
         ctx.product, ctx.flow, ctx.numerics, ctx.report, ctx.names = product, flow, numerics, report, names
         ctx.sources = v.dtype, w.dtype
         with _tensor_cores(flow.computes, v.device):
-            z = _multiplied(product, *kept)
-        if bias is not None:
-            z = z.float() + product.at_output(bias.float())
-        return z.to(STORED[flow.output])
+            return _multiplied(product, *kept, bias, STORED[flow.output])
 
     @staticmethod
     @once_differentiable
@@ -192,16 +201,24 @@ def _tensor_cores(precision: str, device: torch.device) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-def _multiplied(product: Product, v: Kept, w: Kept) -> Tensor:
-    """In float32 where there are scales."""
-    if not isinstance(v, Scaled) or not isinstance(w, Scaled):
-        assert isinstance(v, Tensor) and isinstance(w, Tensor)
-        return multiply(product, v, w)
-    if v.values.dtype == torch.int8:
-        total = accumulated(product, v.values, w.values).float()
+def _multiplied(product: Product, v: Kept, w: Kept, bias: Tensor | None, output: torch.dtype) -> Tensor:
+    """z + bias, added up in float32 where there are scales and rounded to `output` at the end."""
+    if isinstance(v, Scaled) and isinstance(w, Scaled):
+        if v.values.dtype == torch.int8 and v.values.device.type != "cpu":
+            return by_integers(product, v.values, w.values, (v.scale, w.scale), bias, output)
+        if v.values.dtype == torch.int8:
+            total = by_blocks(product, v.values, w.values).float()
+        else:
+            total = multiply(product, v.values.bfloat16(), w.values.bfloat16()).float()
+        z = total.mul_(v.scale * product.at_output(w.scale))
     else:
-        total = multiply(product, v.values.bfloat16(), w.values.bfloat16()).float()
-    return total.mul_(v.scale * product.at_output(w.scale))
+        assert isinstance(v, Tensor) and isinstance(w, Tensor)
+        if bias is not None and fuses(product, v):
+            return with_bias(product, v, w, bias, output)
+        z = multiply(product, v, w)
+    if bias is not None:
+        z = z.float() + product.at_output(bias.float())
+    return z.to(output)
 
 
 def _widened(values: Tensor, scale: Tensor | None, flow: Flow, *, emulate: bool) -> Tensor:

@@ -100,6 +100,11 @@ def widens(x: Tensor) -> bool:
     return x.dtype in SIXTEEN and x.device.type == "cpu" and not _computes_on_cpu(x.dtype)
 
 
+def widened_here() -> list[str]:
+    """16-bit precisions whose operands this machine's CPU multiplies in float32."""
+    return [str(d).removeprefix("torch.") for d in SIXTEEN if not _computes_on_cpu(d)]
+
+
 @cache
 def _computes_on_cpu(dtype: torch.dtype) -> bool:
     capabilities = torch.cpu.get_capabilities()
@@ -142,19 +147,50 @@ def _cuts(length: int, step: int) -> Iterator[slice]:
     return (slice(first, first + step) for first in range(0, length, step))
 
 
-def by_integers(product: Product, v: Tensor, w: Tensor) -> Tensor:
-    """By the integer kernels of `real.kernels`, Triton's or torch's, which take matrices, batches of them, and images."""
+def fuses(product: Product, v: Tensor) -> bool:
+    """Whether a 16-bit product with a bias is one Triton kernel: torch's own rounds before it adds the bias."""
+    if product.kind != "linear" or v.dtype not in SIXTEEN or v.device.type != "cuda":
+        return False
+    from real.kernels import paths
+
+    return paths.path_of(v.device) == "triton"
+
+
+def with_bias(product: Product, v: Tensor, w: Tensor, bias: Tensor, output: torch.dtype) -> Tensor:
+    """z + bias of a linear with 16-bit `v` and `w`, added up in float32 and rounded once."""
     from real.kernels import paths
 
     kernels = paths.kernels_of(paths.path_of(v.device))
+    columns = w if product.transposed else w.mT
+    z = kernels.half_gemm(v.flatten(0, -2), columns, bias, dtype=v.dtype, out_dtype=output)
+    return z.unflatten(0, v.shape[:-1])
+
+
+def by_integers(
+    product: Product,
+    v: Tensor,
+    w: Tensor,
+    scales: tuple[Tensor, Tensor] | None = None,
+    bias: Tensor | None = None,
+    output: torch.dtype = torch.int32,
+) -> Tensor:
+    """By the integer kernels of `real.kernels`, Triton's or torch's, which take matrices, batches of them, and images.
+
+    Without `scales` the int32 sums; with those of `v` (one) and of `w` (one, or one for each output channel) the product of the
+    numbers themselves plus `bias`, rounded to `output`, in the same kernel.
+    """
+    from real.kernels import paths
+
+    kernels = paths.kernels_of(paths.path_of(v.device))
+    end = (*(s.flatten() for s in scales), bias) if scales else (None, None, None)
     if product.kind == "conv2d":
         where = {"stride": product.stride, "padding": product.padding, "dilation": product.dilation}
-        return kernels.int8_conv2d(v, w, groups=product.groups, out_dtype=torch.int32, **where)
+        return kernels.int8_conv2d(v, w, *end, groups=product.groups, out_dtype=output, **where)
     if product.kind == "linear":
-        rows = kernels.int8_gemm(v.flatten(0, -2), w.mT if product.transposed else w, out_dtype=torch.int32)
+        rows = kernels.int8_gemm(v.flatten(0, -2), w.mT if product.transposed else w, *end, out_dtype=output)
         return rows.unflatten(0, v.shape[:-1])
     batch = torch.broadcast_shapes(v.shape[:-2], w.shape[:-2])
     columns = w.mT
     left = v.expand(*batch, *v.shape[-2:]).reshape(-1, *v.shape[-2:])
     right = columns.expand(*batch, *columns.shape[-2:]).reshape(-1, *columns.shape[-2:])
-    return kernels.int8_gemm(left, right, out_dtype=torch.int32).reshape(*batch, v.shape[-2], w.shape[-1])
+    return kernels.int8_gemm(left, right, *end, out_dtype=output).reshape(*batch, v.shape[-2], w.shape[-1])

@@ -31,6 +31,7 @@ from real.precision.attribution import attribute
 from real.precision.drafting import Part, draft
 from real.precision.models import NAMES, build
 from real.precision.placing import HAS
+from real.precision.products import widened_here
 from real.precision.profile_worker import CASTS, PROFILES, RUNS
 from real.precision.tracing import trace
 from simcore.errors import InputError, Problem
@@ -257,6 +258,7 @@ def add_precisions(document: dict[str, Any], ranks: int) -> str:
     """Add the precisions that this machine has, with the rate of a product in each while all ranks are busy; returns the source."""
     source = f"{provenance()}, {ranks} processes at once"
     _add_rates(document, _measure_rates(ranks), source)
+    document["measured"]["widened"] = widened_here()
     return source
 
 

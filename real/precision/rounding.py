@@ -1,7 +1,8 @@
 """Rounding tensors to the numbers of a precision: to the nearest, or stochastically so that the mean stays where it was.
 
 Integers of 8 bits are symmetric (zero is 0, -127 to 127) with a scale for the whole tensor or for each channel of one dimension;
-8-bit floating point is e4m3 with such a scale. Everything random is drawn from a generator that the caller gives.
+8-bit floating point is e4m3 with such a scale. Everything random is drawn from a generator that the caller gives, one of the CPU
+on every device: for another device it draws a seed.
 """
 
 from dataclasses import dataclass
@@ -53,8 +54,11 @@ def scaled(
 ) -> Scaled:
     """`x` (any float type) in int8 or fp8, with one scale for each place along dimension `channel`, or one in all.
 
-    A value is at most scale/2 off to the nearest in int8, and less than one scale off stochastically.
+    A value is at most scale/2 off to the nearest in int8, and less than one scale off stochastically. Off the CPU, int8 is
+    rounded by the kernels of `real.kernels`, which read `x` as it is.
     """
+    if precision == "int8" and x.device.type != "cpu":
+        return by_kernels(x, rounding, generator, channel)
     wide = x.detach().to(torch.float32)
     scale = _scale(wide, LARGEST[precision], channel)
     shrunk = wide / scale
@@ -63,6 +67,19 @@ def scaled(
         return Scaled(whole.clamp_(-LEVELS, LEVELS).to(torch.int8), scale)
     bound = LARGEST[precision]
     return Scaled(rounded(shrunk.clamp_(-bound, bound), precision, rounding, generator), scale)
+
+
+def by_kernels(x: Tensor, rounding: Rounding, generator: torch.Generator | None, channel: int | None = None) -> Scaled:
+    """`scaled` in int8 by the kernels of the device's path, Triton's or torch's."""
+    from real.kernels import paths
+    from real.kernels.amax import scale_of
+    from real.kernels.quantise import along
+
+    kernels = paths.kernels_of(paths.path_of(x.device))
+    x = x.detach()
+    scale = scale_of(kernels.amax(x, axis=channel))
+    values = kernels.quantise(x, scale, axis=channel, seed=None if rounding == "nearest" else _seed(generator))
+    return Scaled(values, along(scale, x, channel))
 
 
 def rounded(x: Tensor, precision: str, rounding: Rounding, generator: torch.Generator | None) -> Tensor:
@@ -80,6 +97,7 @@ def rounded(x: Tensor, precision: str, rounding: Rounding, generator: torch.Gene
     dropped = BITS_OF_FLOAT32 - MANTISSA[precision]
     if rounding == "nearest":
         return _cut(wide, _half_to_even(wide, dropped), dropped)
+    generator = _on(generator, wide.device)
     bits = torch.randint(0, 1 << dropped, wide.shape, dtype=torch.int32, device=wide.device, generator=generator)
     found = _cut(wide, bits, dropped)
     if precision in EXPONENT:
@@ -99,7 +117,19 @@ def _scale(wide: Tensor, largest: float, channel: int | None) -> Tensor:
 
 
 def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.rand(like.shape, dtype=like.dtype, device=like.device, generator=generator)
+    return torch.rand(like.shape, dtype=like.dtype, device=like.device, generator=_on(generator, like.device))
+
+
+def _on(generator: torch.Generator | None, device: torch.device) -> torch.Generator | None:
+    """A generator of `device`; elsewhere than on the CPU a new one, whose seed is drawn."""
+    if generator is None or generator.device.type == device.type:
+        return generator
+    return torch.Generator(device).manual_seed(_seed(generator))
+
+
+def _seed(generator: torch.Generator | None) -> int:
+    """Drawn on the host, so that a device does not wait."""
+    return int(torch.randint(2**31 - 1, (), generator=generator))
 
 
 def _half_to_even(wide: Tensor, dropped: int) -> Tensor:

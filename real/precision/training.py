@@ -63,7 +63,7 @@ class OperatorTrainer:
         self.model = build(work["model"])
         self.model.module.to(device).train()
         rounding = chosen.get("rounding", "nearest")
-        generator = torch.Generator(device).manual_seed(int(work["seed"]) + dist.get_rank())
+        generator = torch.Generator().manual_seed(int(work["seed"]) + dist.get_rank())
         self.bound = bind(
             self.model.module,
             materials.graph,

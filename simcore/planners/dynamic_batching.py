@@ -13,7 +13,8 @@ from simcore.cluster import Cluster
 from simcore.engine.placement import Costs
 from simcore.errors import DoesNotFit, Problem
 from simcore.plan import Plan
-from simcore.planners.uniform_precision import (
+from simcore.progress import Progress
+from simcore.qsync.common import (
     Common,
     Precision,
     asked_of,
@@ -25,7 +26,6 @@ from simcore.planners.uniform_precision import (
     uniform,
     widened,
 )
-from simcore.progress import Progress
 from simcore.qsync.local import LocalGraph
 from simcore.qsync.peak import memory_B
 from simcore.qsync.plans import DeviceClass, device_classes, precision_plan

@@ -8,48 +8,29 @@ with most of the disturbance, and predictions do not know it that well.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from costmodels.operator_graph import OperatorGraph
-from costmodels.precision import ADJUSTABLE, BITS, PRECISIONS, of_device
+from costmodels.precision import BITS, PRECISIONS, of_device
 from simcore.cluster import Cluster
 from simcore.engine.placement import Costs
-from simcore.errors import DoesNotFit, PlanError, Problem
 from simcore.plan import Plan
-from simcore.planners.uniform_precision import (
-    Common,
-    Precision,
-    check_casts,
-    even_batch,
-    memory_limits,
-    other_workload,
-    tables,
-    uniform,
-)
 from simcore.progress import Progress
-from simcore.qsync.allocator import Allocation, allocate
+from simcore.qsync.allocator import Allocation
+from simcore.qsync.candidates import HEADS, check, held_precisions, restricted
+from simcore.qsync.common import Common, Precision, check_casts, even_batch, memory_limits, other_workload, tables
+from simcore.qsync.fitting import When, fitting
 from simcore.qsync.indicator import GAMMA, Indicator, sensitivities
-from simcore.qsync.local import FLOAT32, INDEX, Ints, LocalGraph
-from simcore.qsync.peak import excess_B, memory_B
-from simcore.qsync.plans import DeviceClass, device_classes, precision_plan
+from simcore.qsync.local import Ints, LocalGraph
+from simcore.qsync.peak import memory_B
+from simcore.qsync.plans import device_classes, precision_plan
 from simcore.qsync.replay import Replayer, replayer
 from simcore.qsync.search_state import ClassToPlan
-from simcore.qsync.settings import Setting, setting
+from simcore.qsync.settings import Setting
 from simcore.qsync.shipped import statistics_of
-from simcore.quantity import size
-from simcore.validation import suggestion
 from simcore.workloads.operator_training import OperatorTraining
-
-HEADS = ("fc", "classifier", "qa_outputs", "pooler", "lm_head")
-"""Modules that QSync's authors keep in float32: classifiers, which turn features into what the loss reads."""
-
-FEW = 14
-"""Adjustable operators up to which `exact: auto` solves for the optimum as well."""
 
 
 class Params(Common):
@@ -74,7 +55,7 @@ class Params(Common):
     tolerance: float = Field(
         0.02, ge=0.0, le=10.0, description="How much longer than the fastest an iteration may take: 0.05 is 5 %."
     )
-    exact: Literal["auto", "always", "never"] = Field(
+    exact: When = Field(
         "auto",
         description="Solve for the optimum as well, for up to a minute; auto: of at most 14 operators to choose for.",
     )
@@ -98,16 +79,16 @@ def plan(
         raise other_workload("qsync")
     classes = device_classes(cluster)
     check_casts(params, classes)
-    kept = check(workload.graph, classes, params)
+    kept = check(workload.graph, classes, params.precision, params.precisions or (), params.keep)
     limits = memory_limits(params.memory, classes)
     batch = even_batch(workload, cluster.n_ranks)
     whole = {c.name: tables(workload, c, batch, cost, params) for c in classes}
-    held = held_precisions(whole, classes, params)
+    held = held_precisions(whole, params.precision, params.memory)
     statistics = statistics_of(workload, batch)
     to_plan = [
         ClassToPlan(
             name=c.name,
-            local=_restricted(whole[c.name], held.get(c.name), kept, params.precisions),
+            local=restricted(whole[c.name], held.get(c.name), kept, params.precisions),
             omega=sensitivities(
                 workload.graph,
                 statistics,
@@ -122,7 +103,7 @@ def plan(
         for c in classes
     ]
     replays = replayer([c.local for c in to_plan], cluster, cost)
-    found, settings, exactly = _fitting(to_plan, replays, params)
+    found, settings, exactly = fitting(to_plan, replays, tolerance=params.tolerance, exact=params.exact)
     chosen = {c.name: s.chosen(c.local) for c, s in zip(to_plan, settings, strict=True)}
     decisions: dict[str, Any] = {
         "system": "qsync",
@@ -153,126 +134,6 @@ def _searched(found: Allocation) -> dict[str, Any]:
         "replays": found.replays,
         "start": found.start,
     }
-
-
-def check(graph: OperatorGraph, classes: Sequence[DeviceClass], params: Params) -> frozenset[str]:
-    """Names of the operators that stay float32. Raises `PlanError` with everything that names nothing, or what a device lacks."""
-    has = {c.name: of_device(c.device) for c in classes}
-    problems = []
-    for name, precision in params.precision.items():
-        if name not in has:
-            advice = suggestion(name, list(has)) or "Name a device of the cluster."
-            problems.append(Problem(f"planner.precision.{name}", name, ", ".join(has), advice))
-        elif precision not in ("planned", *has[name]):
-            advice = f"{name} does not compute in it; planned chooses among what it has."
-            problems.append(Problem(f"planner.precision.{name}", precision, ", ".join(("planned", *has[name])), advice))
-    anywhere = [p for p in PRECISIONS if any(p in of for of in has.values())]
-    for precision in params.precisions or ():
-        if precision not in anywhere:
-            problems.append(Problem("planner.precisions", precision, ", ".join(anywhere), "No device has it."))
-    names = [o.name for o in graph if o.kind in ADJUSTABLE]
-    matched = {pattern: {n for n in names if _matches(n, pattern)} for pattern in params.keep}
-    for pattern in [p for p in params.keep if not matched[p] and p not in HEADS]:
-        advice = suggestion(pattern, names) or f"They are called like {names[0]}."
-        problems.append(Problem("planner.keep", pattern, "(parts of) names of adjustable operators", advice))
-    if problems:
-        raise PlanError("precisions that cannot be planned", problems)
-    return frozenset().union(*matched.values())
-
-
-def _matches(name: str, pattern: str) -> bool:
-    """A pattern is of the whole name, or names modules in it: "pooler" is in "bert.pooler.dense", not in "poolers"."""
-    return fnmatchcase(name, pattern) or f".{pattern}." in f".{name}.".replace("/", ".")
-
-
-def held_precisions(
-    locals_: Mapping[str, LocalGraph], classes: Sequence[DeviceClass], params: Params
-) -> dict[str, str]:
-    """The precision of each class that is not planned."""
-    held: dict[str, str] = {name: p for name, p in params.precision.items() if p != "planned"}
-    seconds = {c.name: _fastest_s(locals_[c.name]) for c in classes}
-    fastest = min(seconds, key=lambda name: seconds[name])
-    if len(classes) > 1 and fastest not in params.precision and fastest not in params.memory:
-        held[fastest] = "float32"
-    return held
-
-
-def _fastest_s(local: LocalGraph) -> float:
-    """Kernels of adjustable operators, each in its fastest precision, without casts."""
-    return float(np.nanmin(local.own_s[local.adjustable].sum(axis=1), axis=1).sum())
-
-
-def _restricted(
-    local: LocalGraph, held: str | None, kept: frozenset[str], precisions: Sequence[str] | None
-) -> LocalGraph:
-    """Tables that allow only what may be chosen: of a class that is held, one precision for each operator."""
-    allowed = local.allowed.copy()
-    if held is not None:
-        chosen = uniform(local, held)
-        for i in local.adjustable.tolist():
-            allowed[i] = np.arange(len(PRECISIONS)) == INDEX[chosen[local.graph.operators[i].name]]
-        return replace(local, allowed=allowed)
-    if precisions is not None:
-        allowed &= np.array([p == "float32" or p in precisions for p in PRECISIONS])
-    for i in [i for i in local.adjustable.tolist() if local.graph.operators[i].name in kept]:
-        allowed[i] = np.arange(len(PRECISIONS)) == FLOAT32
-    return replace(local, allowed=allowed)
-
-
-def _fitting(
-    classes: Sequence[ClassToPlan], replays: Replayer, params: Params
-) -> tuple[Allocation, tuple[Setting, ...], dict[str, Any]]:
-    """What is found, what is taken and what the solver says; searched again with a larger allowance where the peak is too high."""
-    while True:
-        _refuse_what_nothing_fits(classes)
-        found = allocate(classes, replays, tolerance=params.tolerance)
-        settings, exactly = _exactly(classes, replays, found, params.exact)
-        needed = {c.name: excess_B(c.local, s) for c, s in zip(classes, settings, strict=True)}
-        if all(memory_B(c.local, s) <= c.limit_B for c, s in zip(classes, settings, strict=True)):
-            return found, settings, exactly
-        classes = [
-            replace(c, local=replace(c.local, allowance_B=max(c.local.allowance_B, needed[c.name]))) for c in classes
-        ]
-
-
-def _refuse_what_nothing_fits(classes: Sequence[ClassToPlan]) -> None:
-    problems = []
-    for c in classes:
-        if c.fastest is None or not c.fits(c.fastest):
-            lacking = f"{size(c.least_B - c.limit_B)} are lacking: a smaller batch, or more precisions to choose from"
-            given, allowed = f"at least {size(c.least_B)}", size(c.limit_B)
-            problems.append(Problem(f"memory of {c.name}", given, allowed, lacking))
-    if problems:
-        raise DoesNotFit("no precisions fit the memory of the cluster", problems)
-
-
-def _exactly(
-    classes: Sequence[ClassToPlan], replays: Replayer, found: Allocation, when: str
-) -> tuple[tuple[Setting, ...], dict[str, Any]]:
-    """The better of what was found and what a solver finds within the same limits, and what the solver says."""
-    n = sum(len(c.free) for c in classes)
-    if when == "never" or n == 0 or (when == "auto" and n > FEW):
-        return found.settings, {}
-    from simcore.qsync.exact import exact
-
-    best = exact(
-        {c.name: c.local for c in classes},
-        {c.name: c.omega for c in classes},
-        {c.name: c.share for c in classes},
-        {c.name: c.limit_B for c in classes},
-        found.limit_s,
-        replays.bucket_s,
-    )
-    if (
-        best.status != "optimal"
-    ):  # what a solver has when it is stopped depends on the machine's speed, and plans do not
-        return found.settings, {"exact": {"status": best.status}}
-    better = best.keeps_limits and best.variance < found.variance * (1 - 1e-9)
-    gap = (found.variance - best.bound) / found.variance if found.variance else 0.0
-    said = {"bound": best.bound, "gap_of_search": max(gap, 0.0), "status": best.status, "taken": better}
-    if not better:
-        return found.settings, {"exact": said}
-    return tuple(setting(c.local, best.chosen[c.name]) for c in classes), {"exact": said}
 
 
 def _uniform(classes: Sequence[ClassToPlan]) -> dict[str, list[Setting]]:

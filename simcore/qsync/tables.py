@@ -11,7 +11,7 @@ from costmodels import precision_kernels as kernels
 from costmodels import precision_memory as memory
 from costmodels.kernels import WIDTH_B, Kernel, kernel
 from costmodels.operator_graph import Operator, OperatorGraph
-from costmodels.precision import ADJUSTABLE, FIXED, PRECISIONS, Cast, allowed, casts_of, flow_of, of_device
+from costmodels.precision import ADJUSTABLE, FIXED, PRECISIONS, Cast, allowed, casts_of, flow_of, of_device, widened
 from costmodels.specs import DeviceSpec, Estimate
 from simcore.buckets import assign
 from simcore.plan import Compute
@@ -162,7 +162,8 @@ class _Tables:
         graph, batch, flow = self.graph, self.batch, flow_of(operator, PRECISIONS[c], self.has)
         self.output_of[i, c] = INDEX[flow.output]
         self.own_B[i, c] = memory.own_B(graph, operator, batch, PRECISIONS[c])
-        self.working_B[i, c] = memory.working_B(graph, operator, batch, flow, cpu=self.device.kind == "cpu")
+        widens, cpu = flow.backward in widened(self.device), self.device.kind == "cpu"
+        self.working_B[i, c] = memory.working_B(graph, operator, batch, flow, cpu=cpu, widens=widens)
         runs = {
             "forward": kernels.forward(graph, operator, batch, flow.computes, self.out_of_order),
             "backward": kernels.backward(graph, operator, batch, flow.backward, flow.output, self.out_of_order),

@@ -4,15 +4,16 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
 from costmodels.precision import Flow
 from costmodels.precision_error import MANTISSA
-from real.precision.functions import Numerics, compute
-from real.precision.products import EXACT, Product, by_blocks, by_integers
-from real.precision.rounding import EXPONENT, STORED, rounded, scaled
+from real.kernels import paths
+from real.precision.functions import Numerics, _multiplied, compute
+from real.precision.products import EXACT, SIXTEEN, Product, by_blocks, by_integers, with_bias
+from real.precision.rounding import EXPONENT, STORED, by_kernels, rounded, scaled
 
 FLOATS = ("float16", "bfloat16", "tf32", "fp8")
 DEVIATIONS = 5.0  # of a normal variable: false alarm once in 1.7 million draws, and the seed is fixed
@@ -85,12 +86,51 @@ def test_int8_convolutions_add_up_exactly(channels, groups, stride) -> None:
     assert torch.equal(by_blocks(product, v, w).double(), expected)
 
 
-def test_integer_kernels_give_the_same_sums() -> None:
-    """The way that a GPU takes, here through torch's own kernels."""
+@pytest.fixture(params=["torch", "triton"])
+def path(request, monkeypatch) -> str:
+    """The kernels that a GPU runs: on an older one torch's own, else Triton's (interpreted, unless there is a GPU)."""
+    monkeypatch.setattr(paths, "path_of", lambda _device: request.param)
+    return request.param
+
+
+def test_integer_kernels_give_the_same_sums(path) -> None:
     for product, v_size, w_size, _ in CASES.values():
         v = torch.randint(-127, 128, v_size, generator=generator(), dtype=torch.int8)
         w = torch.randint(-127, 128, w_size, generator=generator(1), dtype=torch.int8)
         assert torch.equal(by_integers(product, v, w), by_blocks(product, v, w))
+
+
+@pytest.mark.parametrize("case", ["linear", "transposed", "conv2d", "matmul"])
+def test_scales_and_bias_in_the_epilogue_are_those_of_the_cpu(path, case) -> None:
+    product, v_size, w_size, n_bias = CASES[case]
+    channel = product.channel if n_bias else None
+    v = by_kernels(torch.randn(v_size, generator=generator()), "nearest", None)
+    w = by_kernels(torch.randn(w_size, generator=generator(1)), "nearest", None, channel)
+    bias = torch.randn(n_bias, generator=generator(2)) if n_bias else None
+    for output in (torch.float32, torch.bfloat16):
+        z = by_integers(product, v.values, w.values, (v.scale, w.scale), bias, output)
+        torch.testing.assert_close(z, _multiplied(product, v, w, bias, output))
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**20), channel=st.sampled_from([None, 0, 1]), dtype=st.sampled_from(SIXTEEN))
+def test_kernels_round_as_the_cpu_does(path, seed, channel, dtype) -> None:
+    x = torch.randn(7, 33, generator=generator(seed)).to(dtype)
+    kernels, cpu = by_kernels(x, "nearest", None, channel), scaled(x, "int8", "nearest", None, channel)
+    assert torch.equal(kernels.values, cpu.values) and torch.equal(kernels.scale, cpu.scale)
+    drawn = by_kernels(x, "stochastic", generator(seed), channel)
+    assert ((drawn.widened() - x.float()).abs() <= drawn.scale * (1 + 1e-5)).all()
+    assert torch.equal(drawn.values, by_kernels(x, "stochastic", generator(seed), channel).values)
+    assert not torch.equal(drawn.values, by_kernels(x, "stochastic", generator(seed + 1), channel).values)
+
+
+@pytest.mark.parametrize("case", ["linear", "transposed"])
+def test_a_bias_is_added_before_a_product_is_rounded(path, case) -> None:
+    product, v_size, w_size, n_bias = CASES[case]
+    v, w = torch.randn(v_size, generator=generator()).half(), torch.randn(w_size, generator=generator(1)).half()
+    bias = 1000 * torch.randn(n_bias, generator=generator(2))
+    expected = product.forward(v.double(), w.double()) + bias
+    torch.testing.assert_close(with_bias(product, v, w, bias, torch.float16), expected.half(), rtol=2**-10, atol=1e-3)
 
 
 CASES = {

@@ -1,7 +1,10 @@
 """Which precision flows where, and which casts that needs."""
 
+from dataclasses import replace
+
+from costmodels.catalog import Catalog
 from costmodels.operator_graph import Extent, Operator, OperatorGraph
-from costmodels.precision import Cast, Flow, allowed, casts, flows
+from costmodels.precision import Cast, Flow, allowed, casts, flows, widened
 
 HAS = ("int8", "float16", "float32")
 
@@ -82,3 +85,11 @@ def test_a_graph_survives_its_file(tmp_path) -> None:
     graph = chain("linear", "relu", "linear")
     graph.save(tmp_path / "chain.json")
     assert OperatorGraph.from_json((tmp_path / "chain.json").read_text()) == graph
+
+
+def test_a_cpu_widens_what_it_is_not_faster_in_or_what_calibration_found() -> None:
+    catalog = Catalog()
+    server = catalog.device("server_cpu")  # bfloat16 is twice as fast, float16 it does not have
+    assert widened(server) == {"float16"}
+    assert widened(replace(server, measured={"widened": ["float16", "bfloat16"]})) == {"float16", "bfloat16"}
+    assert widened(catalog.device("t4")) == frozenset()

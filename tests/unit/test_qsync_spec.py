@@ -26,7 +26,7 @@ from costmodels.kernels import Kernel, flops, nbytes
 from costmodels.measurements import load
 from costmodels.precision import Cast
 from simcore.cost import CostModel
-from simcore.planners.uniform_precision import uniform
+from simcore.qsync.common import uniform
 from simcore.qsync.local import LocalGraph
 from simcore.qsync.replay import Replayer, replayer
 from simcore.qsync.settings import setting
