@@ -12,13 +12,13 @@ import numpy as np
 
 from simcore.engine.heap import schedule, unschedule
 from simcore.engine.jit import compiled
-from simcore.engine.state import N_DIRTY, N_TOUCHED, RUNNING, State
+from simcore.engine.state import N_DIRTY, N_TOUCHED, RUNNING, Levels, Records, State
 
 ROUNDING = 1e-13  # relative; a level that moves by less has not changed
 
 
 @compiled
-def mark(s: State, link: int) -> None:
+def mark(s: Levels, link: int) -> None:
     """The level of `link` has to be computed again: put it into the heap of dirty links."""
     if s.links[link].is_dirty:
         return
@@ -32,7 +32,8 @@ def mark(s: State, link: int) -> None:
 
 
 @compiled
-def _pop_dirty(s: State) -> int:
+def pop_dirty(s: Levels) -> int:
+    """The dirty link with the lowest level; it is dirty no more."""
     link: int = s.dirty[0].link
     s.links[link].is_dirty = 0
     s.counts[N_DIRTY] -= 1
@@ -101,6 +102,31 @@ def leave(s: State, flow: int) -> None:
 
 
 @compiled
+def filled(scratch: Records, n: int, weight: float, demand: float, capacity: float) -> float:
+    """Level at which sum of weight * min(level, rate) over `n` rows of `scratch` is `capacity`, infinite if there is none.
+
+    `weight` is the sum of weights, `demand` that of weight * rate. Rows are overwritten.
+    """
+    left = capacity
+    if n == 0 or demand <= left:
+        return np.inf
+    while True:
+        level, kept = left / weight, 0
+        for i in range(n):
+            if scratch[i].rate < level:
+                left -= scratch[i].weight * scratch[i].rate
+                weight -= scratch[i].weight
+            else:
+                scratch[kept].rate, scratch[kept].weight = scratch[i].rate, scratch[i].weight
+                kept += 1
+        if kept == n:
+            return level if level > 0.0 else 0.0
+        if kept == 0:
+            return np.inf
+        n = kept
+
+
+@compiled
 def _water_level(s: State, link: int) -> float:
     """Level at which the flows of `link` fill it: sum of weight * min(level, limit elsewhere) = capacity."""
     n, weight, demand = 0, 0.0, 0.0
@@ -113,23 +139,7 @@ def _water_level(s: State, link: int) -> float:
         demand += s.edges[edge].weight * limit
         n += 1
         edge = s.edges[edge].next
-    left = s.links[link].capacity
-    if n == 0 or demand <= left:
-        return np.inf
-    while True:
-        level, kept = left / weight, 0
-        for i in range(n):
-            if s.scratch[i].rate < level:
-                left -= s.scratch[i].weight * s.scratch[i].rate
-                weight -= s.scratch[i].weight
-            else:
-                s.scratch[kept].rate, s.scratch[kept].weight = s.scratch[i].rate, s.scratch[i].weight
-                kept += 1
-        if kept == n:
-            return level if level > 0.0 else 0.0
-        if kept == 0:
-            return np.inf
-        n = kept
+    return filled(s.scratch, n, weight, demand, s.links[link].capacity)
 
 
 @compiled
@@ -156,7 +166,7 @@ def _spread(s: State, link: int, old: float) -> None:
 def settle(s: State) -> None:
     """Make every link consistent and give every touched flow its rate and its time of arrival."""
     while s.counts[N_DIRTY] > 0:
-        link = _pop_dirty(s)
+        link = pop_dirty(s)
         old, new = s.links[link].level, _water_level(s, link)
         if old == new or abs(new - old) <= ROUNDING * min(new, old):
             continue

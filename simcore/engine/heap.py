@@ -1,18 +1,18 @@
 """A binary heap of nodes by due time that knows where each node is, so that a changed rate moves its event in place."""
 
 from simcore.engine.jit import compiled
-from simcore.engine.state import HEAPED, ORDER, State
+from simcore.engine.state import HEAPED, ORDER, Queue
 
 
 @compiled
-def _before(s: State, a: int, b: int) -> bool:
+def _before(s: Queue, a: int, b: int) -> bool:
     if s.nodes[a].due != s.nodes[b].due:
         return bool(s.nodes[a].due < s.nodes[b].due)
     return bool(s.nodes[a].order < s.nodes[b].order)
 
 
 @compiled
-def _up(s: State, node: int, i: int) -> None:
+def _up(s: Queue, node: int, i: int) -> None:
     while i > 0:
         parent = (i - 1) >> 1
         if not _before(s, node, s.heap[parent]):
@@ -25,7 +25,7 @@ def _up(s: State, node: int, i: int) -> None:
 
 
 @compiled
-def _down(s: State, node: int, i: int) -> None:
+def _down(s: Queue, node: int, i: int) -> None:
     n = s.counts[HEAPED]
     while True:
         child = 2 * i + 1
@@ -43,7 +43,7 @@ def _down(s: State, node: int, i: int) -> None:
 
 
 @compiled
-def schedule(s: State, node: int, due: float) -> None:
+def schedule(s: Queue, node: int, due: float) -> None:
     """Put `node` into the heap at time `due`, or move it there."""
     if s.nodes[node].slot >= 0:
         earlier = due < s.nodes[node].due
@@ -61,7 +61,7 @@ def schedule(s: State, node: int, due: float) -> None:
 
 
 @compiled
-def unschedule(s: State, node: int) -> None:
+def unschedule(s: Queue, node: int) -> None:
     """Take `node` out of the heap if it is there."""
     i = s.nodes[node].slot
     if i < 0:

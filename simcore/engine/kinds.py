@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 
+from costmodels.checkpoint import is_checkpoint
 from simcore.plan import Collective, Compute, Plan, Read, Task, Transfer
 
 COMPUTE, COMMUNICATION, STORAGE = "compute", "communication", "storage"
@@ -23,6 +24,8 @@ def class_of(task: Task) -> str:
 def part_of(task: Task) -> str:
     """The part of a step: forward, backward, optimizer, gradients, parameters, pipeline, tensor parallel, reads, writes."""
     op, segments = task.op, task.id.split("/")
+    if isinstance(op, Compute) and op.kernels and is_checkpoint(op.kernels[0].name):
+        return segments[0]  # its roles are called model and optimizer
     if isinstance(op, Compute):
         return next((PHASES[s] for s in segments if s in PHASES), _NUMBER.sub("", segments[0]))
     if isinstance(op, Transfer):

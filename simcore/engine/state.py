@@ -4,7 +4,7 @@ A node is one task's part on one class of ranks (computing) or in one class of c
 volumes bytes; -1 means none. Tables are record arrays: the compiled functions read `s.nodes[i].left`.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,6 +82,28 @@ LINK = np.dtype(
 )
 DIRTY = np.dtype([("link", "i8"), ("key", "f8")])
 SCRATCH = np.dtype([("rate", "f8"), ("weight", "f8")])
+
+
+class Queue(Protocol):
+    """What the heap works on: `nodes` with `due`, `order` and `slot`, and room for all of them in `heap`."""
+
+    @property
+    def nodes(self) -> Records: ...
+    @property
+    def heap(self) -> Ints: ...
+    @property
+    def counts(self) -> Ints: ...
+
+
+class Levels(Protocol):
+    """What the heap of dirty links works on."""
+
+    @property
+    def links(self) -> Records: ...
+    @property
+    def dirty(self) -> Records: ...
+    @property
+    def counts(self) -> Ints: ...
 
 
 class State(NamedTuple):

@@ -27,7 +27,7 @@ def shared(capacity: float, cap: Floats, start_s: Floats, nbytes: Floats, gone_s
 
 
 @compiled
-def _push(mark: Floats, flow: Ints, first: int, size: int, key: float, what: int) -> None:
+def push(mark: Floats, flow: Ints, first: int, size: int, key: float, what: int) -> None:
     """Into the binary heap of `size` entries that begins at `first`."""
     i = size
     while i > 0 and mark[first + (i - 1) // 2] > key:
@@ -37,8 +37,8 @@ def _push(mark: Floats, flow: Ints, first: int, size: int, key: float, what: int
 
 
 @compiled
-def _pop(mark: Floats, flow: Ints, first: int, size: int) -> None:
-    """Take the least of `size` entries away."""
+def pop(mark: Floats, flow: Ints, first: int, size: int) -> None:
+    """Take the least of the `size` entries from `first` on away."""
     key, what = mark[first + size - 1], flow[first + size - 1]
     i = 0
     while 2 * i + 1 < size - 1:
@@ -93,7 +93,7 @@ def _play(
         due, which = np.inf, -1
         for k in range(kinds):
             while size[k] > 0 and phase[flow[first[k]]] == 2:
-                _pop(mark, flow, first[k], size[k])
+                pop(mark, flow, first[k], size[k])
                 size[k] -= 1
             if size[k] > 0:
                 at = now + max(mark[first[k]] - got[k], 0.0) / rate[k]
@@ -118,7 +118,7 @@ def _play(
             i += 1
             if phase[f] == 0:
                 phase[f] = 1
-                _push(mark, flow, first[k], size[k], got[k] + nbytes[f], f)
+                push(mark, flow, first[k], size[k], got[k] + nbytes[f], f)
                 size[k] += 1
                 active[k] += 1
         else:

@@ -10,15 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from simcore.engine.player import IDLE, advance, begin, kill, set_capacity
-from simcore.engine.state import FLOW, JOIN, State, new_state
+from simcore.federated.events import Halts, played
+from simcore.federated.fluid import sharing
 from simcore.federated.hub import shared
 from simcore.federated.links import Links, Ways
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-
-EVENTS_AT_A_TIME = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,15 +47,21 @@ def play(links: Links, traffic: Traffic, *, stops: Sequence[Stop] = (), until_s:
     if len(traffic.source) == 0:
         return np.empty(0)
     ways = links.ways(traffic.source, traffic.target, traffic.nbytes)
-    state = _state(links, traffic, ways, _stopped(links, stops))
-    begin(state, 0.0)
-    for stop in sorted(stops, key=lambda s: (s.at_s, s.client)):
-        if stop.at_s >= until_s:
-            break
-        _advance(state, stop.at_s)
-        _strike(state, links, stop)
-    _advance(state, until_s)
-    return np.array(state.nodes["end"][: len(traffic.source)])
+    stops = sorted((s for s in stops if s.at_s < until_s), key=lambda s: (s.at_s, s.client))
+    used, way = _contended(links, ways, [s.client for s in stops if not s.dies])
+    flows = sharing(
+        source=traffic.source,
+        target=traffic.target,
+        nbytes=traffic.nbytes.astype(np.float64),
+        cap_B_per_s=ways.cap_B_per_s,
+        latency_s=ways.latency_s,
+        wait_s=traffic.wait_s,
+        way=way,
+        capacity_B_per_s=links.capacity_B_per_s[used],
+        after=traffic.after,
+        clients=links.cluster.n_ranks,
+    )
+    return played(flows, _halts(links, traffic, stops, used), until_s)
 
 
 def to_clients(links: Links, clients: Ints, nbytes: Ints, start_s: Floats, gone_s: Floats) -> Floats:
@@ -87,68 +91,41 @@ def link_bytes(links: Links, traffic: Traffic) -> Floats:
     return np.bincount(route[real], size[real], minlength=len(links.capacity_B_per_s)).astype(np.float64)
 
 
-def _advance(state: State, until_s: float) -> None:
-    """Play all events up to `until_s`."""
-    while True:
-        why = advance(state, until_s, EVENTS_AT_A_TIME)
-        if why == IDLE:
-            state.clock[0] = max(state.clock[0], until_s) if np.isfinite(until_s) else state.clock[0]
-            return
-        if state.clock[0] >= until_s:
-            return
-
-
-def _strike(state: State, links: Links, stop: Stop) -> None:
-    if stop.dies:
-        kill(state, stop.client)
-        return
-    ranks = np.array([stop.client])
-    for port in links.cluster.fabric.net_ports(ranks):
-        set_capacity(state, int(port[0]), 0.0)
-
-
-def _stopped(links: Links, stops: Sequence[Stop]) -> Ints:
-    """Links that will carry nothing at some time."""
-    ports = links.cluster.fabric.net_ports(np.array([s.client for s in stops if not s.dies], dtype=np.int64))
-    return np.concatenate(ports)
-
-
-def _state(links: Links, traffic: Traffic, ways: Ways, stopped: Ints) -> State:
-    n, capacity = len(traffic.source), links.capacity_B_per_s
-    route = ways.route
+def _contended(links: Links, ways: Ways, stalled: list[int]) -> tuple[Ints, Ints]:
+    """Links that may hold a flow back, and `ways.route` in numbers of these: (links,), (flows, most)."""
+    route, capacity = ways.route, links.capacity_B_per_s
     real = route >= 0
     rate = np.broadcast_to(ways.cap_B_per_s[:, None], route.shape)
-    counts = np.bincount(route[real], rate[real], minlength=len(capacity)) > capacity * (1 + 1e-9)
-    counts[stopped] = True  # any other link that all its flows together cannot fill holds nobody back
-    real &= counts[np.maximum(route, 0)]
-    edge_ptr = np.concatenate([[0], np.cumsum(real.sum(axis=1))]).astype(np.int64)
-    late = np.unique(traffic.after[:, 1])  # they wait for a time and for flows: a node of its own waits for the time
-    waits_s = np.nan_to_num(traffic.wait_s)
-    own_s = waits_s.copy()
-    own_s[late] = 0.0
-    before = np.concatenate([traffic.after[:, 0], n + np.arange(len(late))])
-    following = np.concatenate([traffic.after[:, 1], late])
-    nodes, order = n + len(late), np.argsort(before, kind="stable")
-    nothing = np.zeros(len(late))
-    state = new_state(
-        kind=np.repeat([FLOW, JOIN], [n, len(late)]),
-        work=np.concatenate([traffic.nbytes.astype(np.float64), nothing]),
-        latency=np.concatenate([ways.latency_s + own_s, waits_s[late]]),
-        cap=np.concatenate([ways.cap_B_per_s, nothing]),
-        quiet=np.ones(nodes, dtype=np.int64),
-        members=(
-            np.concatenate([np.arange(0, 2 * n + 1, 2), np.full(len(late), 2 * n)]),
-            np.stack([traffic.source, traffic.target], axis=1).ravel(),
-        ),
-        edges=(np.concatenate([edge_ptr, np.full(len(late), edge_ptr[-1])]), route[real], np.ones(int(real.sum()))),
-        successors=(
-            np.concatenate([[0], np.cumsum(np.bincount(before, minlength=nodes))]).astype(np.int64),
-            np.ascontiguousarray(following[order]),
-        ),
-        slowdown=np.zeros(links.cluster.n_ranks),
-        capacity=capacity,
-        fifo=False,
+    contended = np.bincount(route[real], rate[real], minlength=len(capacity)) > capacity * (1 + 1e-9)
+    contended[_ports(links, stalled)] = True  # any other link that all its flows together cannot fill holds nobody back
+    number = np.cumsum(contended) - 1
+    real &= contended[np.maximum(route, 0)]
+    return np.flatnonzero(contended), np.where(real, number[np.maximum(route, 0)], -1)
+
+
+def _ports(links: Links, clients: Sequence[int]) -> Ints:
+    return np.concatenate(links.cluster.fabric.net_ports(np.array(clients, dtype=np.int64)))
+
+
+def _halts(links: Links, traffic: Traffic, stops: Sequence[Stop], used: Ints) -> Halts:
+    """`stops` in order, with the flows of those that die and the links of those that stall."""
+    dying = np.zeros(links.cluster.n_ranks, dtype=bool)
+    dying[[s.client for s in stops if s.dies]] = True
+    ends = np.concatenate([traffic.source, traffic.target])
+    flow = np.flatnonzero(dying[ends])
+    flow = flow[np.argsort(ends[flow], kind="stable")]
+    owner = ends[flow]
+    where = []
+    for stop in stops:
+        if stop.dies:
+            a, b = np.searchsorted(owner, [stop.client, stop.client + 1])
+            where.append(flow[a:b] % len(traffic.source))
+        else:
+            where.append(np.searchsorted(used, _ports(links, [stop.client])))
+    return Halts(
+        at_s=np.array([s.at_s for s in stops], dtype=np.float64),
+        what=np.array([s.client for s in stops], dtype=np.int64),
+        dies=np.array([s.dies for s in stops], dtype=np.bool_),
+        ptr=np.cumsum([0, *(len(w) for w in where)]).astype(np.int64),
+        where=np.concatenate([*where, np.empty(0)]).astype(np.int64),
     )
-    never = np.isnan(traffic.wait_s)
-    state.nodes["pending"][:n] += never
-    return state

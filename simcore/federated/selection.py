@@ -28,6 +28,16 @@ def kth_largest(values: Singles, k: int) -> float:
 
 
 @compiled
+def least(largest: Singles, k: int, margin: float) -> Singles:
+    """(rows,) what the `k`-th largest number of each row reaches, less `margin`, from the maxima of its blocks (rows, blocks)."""
+    out = np.full(len(largest), -1.0, dtype=np.float32)
+    if largest.shape[1] >= k:
+        for i in range(len(largest)):
+            out[i] = max(kth_largest(largest[i], k) - margin, -1.0)
+    return out
+
+
+@compiled
 def candidates(table: Singles, largest: Singles, columns: int, k: int, margin: float) -> tuple[Ints, Ints]:
     """Rows and columns of the numbers that come within `margin` of the `k`-th largest of their row, in no order within a row.
 
@@ -41,23 +51,23 @@ def candidates(table: Singles, largest: Singles, columns: int, k: int, margin: f
     count = np.zeros(len(table) + 1, dtype=np.int64)
     total = 0
     for i in range(len(table)):
-        least = kth_largest(largest[i], k) - margin if blocks >= k else -np.inf
+        lowest = kth_largest(largest[i], k) - margin if blocks >= k else -np.inf
         if total + table.shape[1] > len(column):
             column = np.concatenate((column, np.empty(len(column), dtype=np.int64)))
             value = np.concatenate((value, np.empty(len(value), dtype=np.float32)))
         first = total
         for b in range(blocks):
-            if largest[i, b] < least:
+            if largest[i, b] < lowest:
                 continue
             for t in range(size):
                 c = t * blocks + b
-                if c < columns and table[i, c] >= least:
+                if c < columns and table[i, c] >= lowest:
                     column[total], value[total] = c, table[i, c]
                     total += 1
-        least = kth_largest(value[first:total], k) - margin
+        lowest = kth_largest(value[first:total], k) - margin
         kept = first
         for j in range(first, total):
-            if value[j] >= least:
+            if value[j] >= lowest:
                 column[kept], value[kept] = column[j], value[j]
                 kept += 1
         total = kept

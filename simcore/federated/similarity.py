@@ -4,12 +4,14 @@ Cosines are compared in blocks of rows, first in single precision with a margin 
 precision, so that the result is that of double precision at the price of single.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simcore.errors import InputError, Problem
+from simcore.federated.clusters import Groups, divided
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -22,7 +24,7 @@ BLOCK = 2**22
 """Cosines that are held at a time: 16 MiB in single precision, which caches hold in part."""
 
 DEALT = 64
-"""Columns of a block, of which the largest cosine is found first."""
+"""Columns of a block at most, of which the largest cosine is found first."""
 
 MOST = 2**27
 """Pairs that are kept at most; more of them means gates that are nearly all alike."""
@@ -60,48 +62,88 @@ def unit_rows(gates: NDArray[np.floating]) -> Floats:
 def nearest(rows: Floats, count: int, block: int = BLOCK) -> Neighbours:
     """For each of `rows` (n, width), of length 1, every row whose cosine reaches the `count`-th largest; ties are kept.
 
-    The row itself counts and is always kept. At most `block` cosines are held at a time. Equations (8) and (9).
+    The row itself counts and is always kept. At most `block` cosines are held at a time. Equations (8) and (9). Rows that lie in
+    groups are compared within theirs and with the groups that are near enough; the result is the same.
     """
     n = len(rows)
     count = min(count, n)
     single = rows.astype(np.float32)
-    blocks = -(-n // DEALT)
-    padded = np.vstack([single, np.broadcast_to(single[:1], (blocks * DEALT - n, rows.shape[1]))]).T.copy()
     margin = 4 * (rows.shape[1] + 8) * float(np.finfo(np.float32).eps)
-    step = max(block // n, 1)
+    groups = divided(single, 2 * margin)
+    single = single[groups.order]
     found: list[tuple[Ints, Ints, Floats]] = []
     pairs = 0
-    for first in range(0, n, step):
-        part = slice(first, min(first + step, n))
-        row, column = _candidates(single[part] @ padded, n, count, margin)
+    for part, row, column in _pairs(single, groups, count, margin, max(block, 1)):
         pairs += len(row)
         if pairs > MOST:
             given = f"more than {MOST:,} pairs of experts that are equally alike"
             raise InputError("gates that are nearly all alike", [Problem("gates", given, "gates that differ")])
-        found.append(_kept(rows, row + first, column, count, part))
+        found.append(_kept(rows, groups.order[part], row, groups.order[column], count))
     row, column, cosine = (np.concatenate(c) for c in zip(*found, strict=True))
-    ptr = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=n))]).astype(np.int64)
-    return Neighbours(ptr, column, cosine)
-
-
-def _candidates(cosines: Singles, columns: int, count: int, margin: float) -> tuple[Ints, Ints]:
-    """Pairs (row, column) that may belong to the largest `count` of their row, in order; `margin` is twice the rounding error."""
-    from simcore.federated.selection import candidates
-
-    largest = cosines.reshape(len(cosines), DEALT, -1).max(axis=1)
-    row, column = candidates(cosines, largest, columns, count, margin)
     order = np.lexsort((column, row))
-    return row[order], column[order]
+    ptr = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=n))]).astype(np.int64)
+    return Neighbours(ptr, column[order], cosine[order])
 
 
-def _kept(rows: Floats, row: Ints, column: Ints, count: int, part: slice) -> tuple[Ints, Ints, Floats]:
-    """Of the candidates of a block of rows those that reach the `count`-th largest cosine, in double precision."""
+def _pairs(
+    single: Singles, groups: Groups, count: int, margin: float, block: int
+) -> Iterator[tuple[slice, Ints, Ints]]:
+    """Parts of `single`, rows in the order of `groups`, with pairs (row within the part, column) that may be of its largest."""
+    from simcore.federated.selection import candidates, least
+
+    for g in range(len(groups.ptr) - 1):
+        begin, end = groups.ptr[g], groups.ptr[g + 1]
+        for part in _parts(begin, end, block // (end - begin)):
+            own = _compared(single[part], single[begin:end], count)
+            at_least = least(own.largest, count, margin)
+            near = groups.near(part, at_least)
+            if len(near) == 1:  # its own
+                row, column = candidates(own.cosines, own.largest, end - begin, count, margin)
+                yield part, row, column + begin
+                continue
+            columns = groups.places(near)
+            others = single[columns]
+            for piece in _parts(part.start, part.stop, block // len(columns)):
+                found = _compared(single[piece], others, count)
+                row, column = candidates(found.cosines, found.largest, len(columns), count, margin)
+                yield piece, row, columns[column]
+
+
+def _parts(begin: int, end: int, step: int) -> Iterator[slice]:
+    """From `begin` to `end` by `step`, at least 1."""
+    for first in range(begin, end, max(step, 1)):
+        yield slice(first, min(first + max(step, 1), end))
+
+
+class Compared(NamedTuple):
+    """`cosines` (rows, blocks * size) have column c in block c % blocks; `largest` (rows, blocks) are the largest of each."""
+
+    cosines: Singles
+    largest: Singles
+
+
+def _compared(rows: Singles, columns: Singles, count: int) -> Compared:
+    """Cosines of `rows` with `columns`; those of the columns that fill up the last blocks are below all others."""
+    n = len(columns)
+    size = min(max(n // (16 * count), 1), DEALT)
+    blocks = -(-n // size)
+    filled = np.zeros((rows.shape[1], blocks * size), dtype=np.float32)
+    filled[:, :n] = columns.T
+    cosines = rows @ filled
+    cosines[:, n:] = -2.0
+    return Compared(cosines, cosines.reshape(len(rows), size, blocks).max(axis=1))
+
+
+def _kept(rows: Floats, part: Ints, row: Ints, column: Ints, count: int) -> tuple[Ints, Ints, Floats]:
+    """Of the candidates of the rows `part`, given by their places in it, those that reach the `count`-th largest cosine, in double
+    precision."""
+    place, row = row, part[row]
     cosine = _cosines(rows, row, column)
     cosine[row == column] = 1.0
-    order = np.lexsort((-cosine, row))
-    starts = np.searchsorted(row, np.arange(part.start, part.stop))
+    order = np.lexsort((-cosine, place))
+    starts = np.searchsorted(place, np.arange(len(part)))
     least = cosine[order[starts + count - 1]]
-    keep = (cosine >= least[row - part.start] - EQUAL) | (row == column)
+    keep = (cosine >= least[place] - EQUAL) | (row == column)
     return row[keep], column[keep], cosine[keep]
 
 
