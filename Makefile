@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt
 SCENARIO ?= scenarios/quickstart.yaml
 
-.PHONY: demo test lint fast-test benchmark variations accuracy precision-variations golden fit clean
+.PHONY: demo test lint fast-test benchmark variations accuracy precision-variations rlhf-variations checkpoint-variations golden fit clean
 
 demo: $(VENV)/.real calibration/devices/this_machine.yaml  ## predict a training plan on this machine, run it, compare
 	$(BIN)/windtunnel compare $(SCENARIO)
@@ -32,6 +32,12 @@ variations: $(VENV)/.real calibration/devices/this_machine.yaml  ## predicted an
 precision-variations: $(VENV)/.real calibration/devices/this_machine.yaml  ## the same for plans of mixed precision
 	$(BIN)/python -m real.precision.variations
 
+rlhf-variations: $(VENV)/.real calibration/devices/this_machine.yaml  ## the same for plans of RLHF
+	$(BIN)/python -m real.rlhf.variations
+
+checkpoint-variations: $(VENV)/.real calibration/devices/this_machine.yaml  ## the same for saves and loads of checkpoints
+	$(BIN)/python -m real.checkpoint.variations
+
 accuracy: $(VENV)/.real  ## accuracy of small networks trained in several precisions
 	$(BIN)/python -m real.precision.accuracy
 
@@ -50,7 +56,7 @@ $(VENV)/.real: pyproject.toml .ci/constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.dev: pyproject.toml .ci/constraints.txt | $(VENV)/bin/python $(VENV)/.real
-	$(PIP) --editable '.[real,sweep,notebooks,dev]'
+	$(PIP) --editable '.[real,s3,sweep,notebooks,dev]'
 	touch $@
 
 $(VENV)/bin/python:

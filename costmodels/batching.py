@@ -53,6 +53,20 @@ def segments_of(prompt_len: Sequence[int], response_len: Sequence[int], *, slots
     return Segments(steps=columns[0], batch=columns[1], kv_len=columns[2], prompts=columns[3], prompt_len=columns[4])
 
 
+def padded_segments(prompt_len: NDArray[np.int64], response_len: NDArray[np.int64], slots: int) -> Segments:
+    """Sequences in the order given, `slots` at a time, padded: a step has all of them until the longest has ended.
+
+    Reading the prompts makes the first token of each response.
+    """
+    rows = []
+    for first in range(0, len(prompt_len), slots):
+        prompts, longest = prompt_len[first : first + slots], int(response_len[first : first + slots].max())
+        read = float(prompts.max())
+        rows.append((max(longest - 1, 1), len(prompts), read + longest / 2, len(prompts), read))
+    columns = np.array(rows, dtype=np.float64).T
+    return Segments(steps=columns[0], batch=columns[1], kv_len=columns[2], prompts=columns[3], prompt_len=columns[4])
+
+
 class _Engine:
     """State between segments. `tokens` is what all active sequences hold; `done` the steps so far; `active` maps a sequence to the
     step at which it was admitted, in order of admission."""

@@ -4,15 +4,23 @@
 |---|---|
 | checkpoint/d2h, checkpoint/h2d | elements: bytes copied to pinned memory of the host, or to the device |
 | checkpoint/pickle, checkpoint/unpickle | elements: bytes serialised by one process, or back |
-| checkpoint/checksum | elements: bytes read once, of a format that is the bytes themselves |
+| checkpoint/checksum, checkpoint/verify | elements: bytes read once to save, or to load, a format that is the bytes themselves |
 | checkpoint/dump | elements: bytes written to shared memory (/dev/shm) by one process |
+| checkpoint/system | elements: bytes that a rank which is a core hands to a store: the core's own time, not the store's |
 | checkpoint/collect | elements: bytes of a data loader's buffers, fetched from its worker processes or split among new ones |
+| checkpoint/place | elements: bytes that were not read to where they belong and are copied there by one process |
 | checkpoint/plan | messages, items, states: see `plan_seconds` |
-| checkpoint/barrier | messages: see `MESSAGE_S` |
+| checkpoint/plan_objects | the same and pairs: see `OBJECT_S` and `PAIR_S` |
+| checkpoint/agree | messages, items: each save, every rank describes its `items` boxes and tells a digest of them |
+| checkpoint/read_plan | messages, items: of a load among so many saved shards |
+| checkpoint/barrier | messages: see `MESSAGE_S`; items: shards whose checksums are gathered |
 
 Rates are of one rank while the others of its host do the same. Where the source is table 9 of ByteCheckpoint (Wan et al. 2025,
 NSDI), it is the four rows of the vDiT of 4 B on 32 and 128 A100, sizes 0.12 to 1 GB; they agree with the lines below to 27 %
 (copies) and 22 % (serialising). A device that is a processor holds its tensors in the host's memory: a copy reads and writes it.
+
+`windtunnel calibrate` measures phases on a machine: `measured.checkpoint` of a device maps them to {start_s, item_s, s_per_B}, and
+a phase takes start_s + items x item_s + bytes x s_per_B.
 """
 
 from collections.abc import Mapping
@@ -23,6 +31,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from costmodels import catalog
+from costmodels.kernels import Kernel
 from costmodels.prediction import Floats, Prediction
 from costmodels.specs import DeviceSpec
 
@@ -46,12 +55,16 @@ RATES: Mapping[str, Rate] = {
     "pickle": Rate(start_s=0.13, B_per_s=1.28e9, source="ByteCheckpoint, table 9, vDiT rows"),
     "unpickle": Rate(start_s=0.13, B_per_s=1.28e9, source="assumption: as fast as serialising"),
     "checksum": Rate(start_s=0.0, B_per_s=10e9, source="assumption: XXH3 is as fast as one core reads memory"),
+    "verify": Rate(start_s=0.0, B_per_s=10e9, source="assumption: XXH3 is as fast as one core reads memory"),
     "dump": Rate(start_s=1e-3, B_per_s=1.0e9, source="ByteCheckpoint, table 9, vDiT rows"),
+    "system": Rate(start_s=0.0, B_per_s=4e9, source="assumption: a copy by one core into pages that are zeroed first"),
+    "place": Rate(start_s=0.0, B_per_s=8e9, source="assumption: a copy by one core"),
     "collect": Rate(
         start_s=0.0, B_per_s=0.125e9, source="ByteCheckpoint, section 2: 1 GB from four workers takes about 8 s"
     ),
 }
 """By phase."""
+COPIES = ("d2h", "h2d", "place", "system")
 
 MESSAGE_S = 2e-3
 """A coordinator's work for one rank or subtree that answers to it, there and back. ByteCheckpoint, table 9: plans of the vDiT's
@@ -61,9 +74,21 @@ ITEM_S = 8e-6
 Python over objects)."""
 ARRAY_ITEM_S = 1e-6
 """The same where plans are arrays (assumption: a heap in Python for the choice, numpy for the rest)."""
+OBJECT_S = 56e-6
+"""Of torch DCP's coordinator for each shard of each rank: it unpickles what ranks send, removes duplicates, makes the global plan
+and its metadata, checks it and pickles the answers. Processor time of these functions of torch 2.13 on one core of an AMD EPYC, 64
+ranks with 200 tensors each: 21, 4, 21, 2 and 8 us. 1,856 ranks with Llama3-70B then plan for 225 s; a save of theirs that kept its
+plan took 370 s less (second-hand: PyTorch's report of its plan cache)."""
+PAIR_S = 0.33e-6
+"""Of the same for each pair of shards of one tensor, which torch up to 2.5 compares to find those that overlap: one call of
+`_check_box_overlap`, measured likewise."""
 OPTIMIZER_S = 0.55
 """Each rank's own work to name and flatten the optimizer's state. ByteCheckpoint, table 9: plans of the vDiT's optimizer take
 0.65 s with 32 and 0.89 s with 128 ranks, of which the messages above are 0.06 and 0.26 s."""
+
+
+PLANS = ("plan", "plan_arrays", "read_plan", "agree")
+"""Phases that ask every rank and work on what they answer."""
 
 
 def is_checkpoint(name: str) -> bool:
@@ -86,14 +111,22 @@ def plan_seconds(messages: ArrayLike, items: ArrayLike, states: ArrayLike = 0, *
     )
 
 
+def object_plan_seconds(messages: ArrayLike, items: ArrayLike, pairs: ArrayLike, states: ArrayLike = 0) -> Floats:
+    """The same where plans are Python objects, `items` of them, and `pairs` of shards of one tensor are compared."""
+    more = np.asarray(items, dtype=np.float64) * OBJECT_S + np.asarray(pairs, dtype=np.float64) * PAIR_S
+    return np.asarray(plan_seconds(messages, 0, states) + more)
+
+
 def rate_of(device: DeviceSpec, phase: str) -> Rate:
     """The rate of a phase for a rank on `device`: no copy is faster than the device's link to its host, or its memory."""
     plain = RATES[phase]
-    if phase not in ("d2h", "h2d"):
+    if phase not in COPIES:
         return plain
     if device.kind != "gpu":
         source = f"{device.name}: half of its memory bandwidth"
         return Rate(start_s=0.0, B_per_s=device.memory_B_per_s / 2.0, source=source)
+    if phase in ("place", "system"):
+        return plain
     limit = _host_link_B_per_s(device.host_link)
     return plain if plain.B_per_s <= limit else Rate(start_s=plain.start_s, B_per_s=limit, source=str(device.host_link))
 
@@ -115,9 +148,11 @@ def phase_seconds(device: DeviceSpec, phase: str, nbytes: ArrayLike) -> Floats:
 def predict(device: DeviceSpec, name: str, s: Mapping[str, ArrayLike]) -> Prediction:
     """One kernel of this module on the host of `device`. Its error is that of published phases; assumptions are extrapolated."""
     phase = name.removeprefix(PREFIX)
-    if phase in ("plan", "plan_arrays"):
-        seconds = plan_seconds(s["messages"], s["items"], s["states"], arrays=phase == "plan_arrays")
-        guessed = phase == "plan_arrays"
+    if phase in PLANS:
+        seconds = plan_seconds(s["messages"], s["items"], s.get("states", 0), arrays=phase != "plan")
+        guessed = phase != "plan"
+    elif phase == "plan_objects":
+        seconds, guessed = object_plan_seconds(s["messages"], s["items"], s["pairs"], s["states"]), False
     elif phase == "barrier":
         seconds, guessed = np.asarray(np.asarray(s["messages"], dtype=np.float64) * MESSAGE_S), False
     else:
@@ -128,3 +163,14 @@ def predict(device: DeviceSpec, name: str, s: Mapping[str, ArrayLike]) -> Predic
         error=np.full(seconds.shape, ERROR),
         extrapolated=np.full(seconds.shape, guessed, dtype=np.bool_),
     )
+
+
+def measured_seconds(kernel: Kernel, device: DeviceSpec) -> float | None:
+    """What `windtunnel calibrate` measured of a phase on `device`, None where it did not."""
+    tables = device.measured.get("checkpoint", {})
+    assert isinstance(tables, dict)
+    own, s = tables.get(kernel.name.removeprefix(PREFIX)), dict(kernel.shape)
+    if own is None:
+        return None
+    once = own["start_s"] + s.get("items", 0) * own["item_s"] + s.get("elements", 0) * own["s_per_B"]
+    return kernel.count * float(once)

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from costmodels import attention, casts, checkpoint, gemm, generation, measured, operators, products, streaming
 from costmodels.arithmetic import native_dtype
 from costmodels.generation_work import is_generation
-from costmodels.kernels import CONVOLUTIONS, Kernel
+from costmodels.kernels import CONVOLUTIONS, LOGPROBS, Kernel
 from costmodels.libraries import Libraries
 from costmodels.prediction import Prediction
 from costmodels.specs import DeviceSpec, Estimate
@@ -25,7 +25,8 @@ def estimate(kernel: Kernel, device: DeviceSpec, libraries: Libraries = UNNAMED)
 @lru_cache(maxsize=65536)
 def _estimate(kernel: Kernel, device: DeviceSpec, libraries: Libraries) -> Estimate:
     if device.measured:
-        known = measured.kernel_seconds(kernel, device)
+        of = generation.known_s if is_generation(kernel.name) else measured.kernel_seconds
+        known = of(kernel, device)
         if known is not None:
             error = measured.spread(kernel, device)
             return Estimate(seconds=known, method="measured", source=f"{device.name}, calibrated", error=error)
@@ -34,7 +35,7 @@ def _estimate(kernel: Kernel, device: DeviceSpec, libraries: Libraries) -> Estim
     if native != kernel.dtype:
         source += f"; {kernel.dtype} computed as {native}"
     table, once = _predicted(device, kernel.name, kernel.dtype, dict(kernel.shape), libraries)
-    library = getattr(libraries, table, None) if kernel.name not in CONVOLUTIONS else None
+    library = getattr(libraries, table, None) if kernel.name not in (*CONVOLUTIONS, *LOGPROBS) else None
     return Estimate(
         seconds=kernel.count * float(once.seconds),
         method="fitted",
@@ -78,6 +79,8 @@ def _predicted(
         return "gemm", products.narrowed(device, dtype, *sizes, library=libraries.gemm)
     if name in CONVOLUTIONS:
         return "gemm", products.convolution(device, name, dtype, s)
+    if name in LOGPROBS:
+        return "gemm", products.logprob(device, name, dtype, s)
     if name == "released_cast":
         return "casts as released", casts.predict(dtype, s)
     if name == "launch":

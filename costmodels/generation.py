@@ -4,6 +4,9 @@
     decode/vllm     count steps of batch sequences that are kv_len tokens long
     host_copy       elements bytes over a device's link to its host
     engine_start    what an engine needs before its first step, beside copying weights
+    controller_call elements bytes that a call of a single controller reads; known where `windtunnel calibrate` measured it
+    split_layers    elements layers forward through modules of tensor parallelism: what they add to the host's time, likewise;
+                    and split_layers_backward
 
 Both of the first two name the engine and have the sizes of the model and its tp and pp in their shape, so that a plan says all.
 """
@@ -14,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from costmodels import catalog, serving
-from costmodels.generation_work import DECODE, ENGINE_START, HOST_COPY, LENGTH, PREFILL
+from costmodels import catalog, generation_eager, serving
+from costmodels.generation_work import CALL, DECODE, ENGINE_START, HOST_COPY, LENGTH, PREFILL, SPLIT, SPLIT_BACKWARD
 from costmodels.kernels import Kernel, kernel
 from costmodels.prediction import Floats, Prediction
 from costmodels.serving import Served
@@ -58,6 +61,43 @@ def engine_start() -> Kernel:
     return kernel(ENGINE_START, "int8", elements=0)
 
 
+def controller_call(nbytes: int) -> Kernel:
+    """The kernel of a call that reads so many bytes of earlier calls."""
+    return kernel(CALL, "int8", elements=nbytes)
+
+
+def split_layers(layers: int, *, forward: bool = True) -> Kernel:
+    """The kernel of a pass through so many layers under tensor parallelism."""
+    return kernel(SPLIT if forward else SPLIT_BACKWARD, "int8", elements=layers)
+
+
+def decode_s(one: Served, batch: Floats, kv_len: Floats) -> Floats:
+    """Seconds of steps, as the device was measured itself, otherwise as `serving` has them; arrays of one shape."""
+    if generation_eager.eager_of(one.place.device) is None:
+        return serving.decode(one, batch, kv_len).seconds
+    return generation_eager.decode_s(one.place.device, one.shape, tp=one.place.tp, batch=batch, kv_len=kv_len)
+
+
+def prefill_s(one: Served, batch: Floats, q_len: Floats) -> Floats:
+    """Seconds of reading prompts, likewise."""
+    if generation_eager.eager_of(one.place.device) is None:
+        return serving.prefill(one, batch, q_len).seconds
+    place = one.place
+    each = [
+        generation_eager.prefill_s(place.device, one.shape, tp=place.tp, batch=round(b), q_len=round(q))
+        for b, q in np.broadcast(batch, q_len)
+    ]
+    return np.array(each).reshape(np.broadcast(batch, q_len).shape)
+
+
+def known_s(kernel: Kernel, device: DeviceSpec) -> float | None:
+    """Seconds of all launches of a kernel of generation where the device was measured itself, None otherwise."""
+    if generation_eager.eager_of(device) is None:
+        return None
+    shape = {name: np.array([size]) for name, size in kernel.shape}
+    return kernel.count * float(predict(device, kernel.name, kernel.dtype, shape).seconds[0])
+
+
 def predict(device: DeviceSpec, name: str, dtype: str, s: Mapping[str, ArrayLike]) -> Prediction:
     """Seconds of one launch; sizes are numbers or arrays of one shape."""
     kind, _, engine = name.partition("/")
@@ -65,6 +105,10 @@ def predict(device: DeviceSpec, name: str, dtype: str, s: Mapping[str, ArrayLike
         return Prediction.plain(host_copy_s(device, s["elements"]))
     if kind == ENGINE_START:
         return Prediction.plain(np.full(np.shape(s["elements"]), ENGINE_START_S))
+    if kind == CALL:
+        return Prediction.plain(generation_eager.call_s(device, s["elements"]))
+    if kind in (SPLIT, SPLIT_BACKWARD):
+        return Prediction.plain(generation_eager.split_s(device, s["elements"], forward=kind == SPLIT))
     shapes = np.stack([np.atleast_1d(np.asarray(s[name], dtype=np.int64)) for name in (*SIZES, "gated", "tp", "pp")])
     known, of_row = np.unique(shapes, axis=1, return_inverse=True)
     batch, length = (np.atleast_1d(np.asarray(s[n], dtype=np.float64)) for n in ("batch", LENGTH[kind]))
@@ -72,6 +116,10 @@ def predict(device: DeviceSpec, name: str, dtype: str, s: Mapping[str, ArrayLike
     for i, column in enumerate(known.T.tolist()):
         rows = of_row.reshape(-1) == i
         one = _served(engine, device, dtype, column)
+        if generation_eager.eager_of(device) is not None:
+            seconds[rows] = (decode_s if kind == DECODE else prefill_s)(one, batch[rows], length[rows])
+            error[rows], far[rows] = np.nan, False
+            continue
         found = (serving.decode if kind == DECODE else serving.prefill)(one, batch[rows], length[rows])
         seconds[rows], error[rows], far[rows] = found.seconds, found.error, found.extrapolated
     shape = np.shape(s["batch"])

@@ -1,16 +1,17 @@
-"""FLOPs and bytes of what generates: pure functions of a kernel's name and shape; see `costmodels.generation`."""
+"""FLOPs and bytes of what generates, and of the calls around it, by a kernel's name and shape; see `costmodels.generation`."""
 
 from collections.abc import Mapping
 from typing import Any
 
 DECODE, PREFILL, HOST_COPY, ENGINE_START = "decode", "prefill", "host_copy", "engine_start"
+CALL, SPLIT, SPLIT_BACKWARD = "controller_call", "split_layers", "split_layers_backward"
 LENGTH = {DECODE: "kv_len", PREFILL: "q_len"}
 """The size by which work grows beside the batch."""
 
 
 def is_generation(name: str) -> bool:
-    """Whether a kernel is one of generation: the name before the engine's says so."""
-    return name.split("/")[0] in (PREFILL, DECODE, HOST_COPY, ENGINE_START)
+    """Whether a kernel is one of generation, or of the calls around it: the name before the engine's says so."""
+    return name.split("/")[0] in (PREFILL, DECODE, HOST_COPY, ENGINE_START, CALL, SPLIT, SPLIT_BACKWARD)
 
 
 def flops(name: str, s: Mapping[str, Any]) -> Any:

@@ -7,6 +7,9 @@
 | rmsnorm, layernorm, silu_mul, gelu, rope, add, softmax | rows, cols; all but add and softmax also with _backward |
 | embedding (+ _backward) | rows, cols, vocab |
 | cross_entropy (+ _backward) | rows, vocab |
+| linear_logprob (+ _backward) | rows, cols (width of a hidden state), vocab; logits are never in memory as a whole |
+| gae | rows (sequences), cols (steps); also a mask of a byte for each step |
+| grouped_advantage | rows (prompts), cols (answers to each) |
 | adamw, sgd, sgd_momentum | params; dtype is that of the weights, moments are float32 |
 | cast, copy, zero, amax | elements; a cast also `bits` of what it writes (half of what it reads where nothing is said) |
 | conv2d (+ _backward) | batch, channels, height, width, filters, kernel_h, kernel_w, out_h, out_w, groups; backward: data, \
@@ -80,10 +83,13 @@ _ELEMENTWISE = {
     "tanh_backward": (3, 3),
     "batch_norm": (3, 8),  # read once for the statistics and once more to write the result
     "batch_norm_backward": (5, 12),  # gradient and input likewise
+    "grouped_advantage": (2, 6),  # sum, centre, square, sum, divide; a row is in registers meanwhile
 }
 _POOLS = ("max_pool2d", "max_pool2d_backward", "avg_pool2d", "avg_pool2d_backward")
 CONVOLUTIONS = ("conv2d", "conv2d_backward")
-INDEX_B = 8  # bytes of a position that a pool or an embedding keeps
+LOGPROBS = ("linear_logprob", "linear_logprob_backward")
+GAE_FLOPS = 6  # of a step: 3 for its error, 2 for the sum that it decays into, 1 for the return
+INDEX_B = 8  # bytes of a position that a pool, an embedding or a target keeps
 
 
 @lru_cache(maxsize=65536)
@@ -105,6 +111,10 @@ def _flops(name: str, s: dict[str, int]) -> Any:
     if name in CONVOLUTIONS:
         products = 1 if name == "conv2d" else 1 + s["data"]
         return products * 2.0 * conv_outputs(s) * conv_depth(s)
+    if name in LOGPROBS:  # backward multiplies anew what forward did not keep, then with either operand
+        return (2.0 if name == "linear_logprob" else 6.0) * s["rows"] * s["cols"] * s["vocab"]
+    if name == "gae":
+        return float(GAE_FLOPS) * s["rows"] * s["cols"]
     if name in _ELEMENTWISE:
         return float(_ELEMENTWISE[name][1]) * s["rows"] * s["cols"]
     if name.startswith("cross_entropy"):
@@ -148,6 +158,10 @@ def moved_B(name: str, dtype: str, s: Mapping[str, Any]) -> Any:
         q = s["batch"] * s["q_len"] * s["heads"] * s["head_dim"]
         kv = s["batch"] * s["kv_len"] * s["kv_heads"] * s["head_dim"]
         return width * ((2 * q + 2 * kv) if name == "attention" else (4 * q + 4 * kv))
+    if name in LOGPROBS:
+        return _logprob_B(name, width, s)
+    if name == "gae":  # reads rewards, values and the mask, writes advantages and returns
+        return (4 * width + 1) * s["rows"] * s["cols"]
     if name in _ELEMENTWISE:
         return width * _ELEMENTWISE[name][0] * s["rows"] * s["cols"]
     if name == "embedding":
@@ -178,6 +192,16 @@ def moved_B(name: str, dtype: str, s: Mapping[str, Any]) -> Any:
     return {"cast": 1.5, "copy": 2.0, "zero": 1.0, "amax": 1.0}[name] * width * s["elements"]
 
 
+def _logprob_B(name: str, width: float, s: Mapping[str, Any]) -> Any:
+    """Operands, targets and four numbers of each row; backward each operand for two of three products, its gradient, and the
+    gradient of the logits, which is made slice by slice and read by both products."""
+    operands = s["rows"] * s["cols"] + s["vocab"] * s["cols"]
+    of_rows = (INDEX_B + 4 * WIDTH_B["float32"]) * s["rows"]
+    if name == "linear_logprob":
+        return width * operands + of_rows
+    return 3 * width * (operands + s["rows"] * s["vocab"]) + of_rows
+
+
 def _conv_elements(name: str, s: Mapping[str, Any]) -> Any:
     """Operands and result; backward once with the weight's gradient as result, and with `data` once with the input's."""
     inputs = s["batch"] * s["channels"] * s["height"] * s["width"]
@@ -191,7 +215,7 @@ NAMES = frozenset(
         *_ELEMENTWISE,
         *("gemm", "attention", "attention_backward", "embedding", "embedding_backward"),
         *("cross_entropy", "cross_entropy_backward", "adamw", "sgd", "sgd_momentum", "cast", "copy", "zero", "amax"),
-        *(*CONVOLUTIONS, *_POOLS, "dropout", "dropout_backward", "stream"),
+        *(*CONVOLUTIONS, *_POOLS, *LOGPROBS, "gae", "dropout", "dropout_backward", "stream"),
     )
 )
 """Kernels of a device."""

@@ -4,7 +4,8 @@ A device's `measured.kernels` maps a kernel's name, or its name and dtype as in 
 a name alone is float32. `SIZES` says which sizes in which order.
 `measured.in_model` is how much longer kernels take inside a model than alone, where these points were measured.
 `measured.operators` has points {size: ..., size: ..., seconds: ...} by the same names, which were measured inside a model
-(`windtunnel calibrate --operators`): kernels of exactly these sizes take exactly that long. A link's `measured` maps a collective
+(`windtunnel calibrate --operators`): kernels of exactly these sizes take exactly that long. `measured.checkpoint`: see
+`costmodels.checkpoint`. A link's `measured` maps a collective
 to numbers of ranks to points [bytes, seconds].
 """
 
@@ -16,6 +17,7 @@ from math import exp, log
 import numpy as np
 from numpy.typing import NDArray
 
+from costmodels.checkpoint import is_checkpoint, measured_seconds
 from costmodels.kernels import Kernel, flops, nbytes
 from costmodels.kernels import kernel as make
 from costmodels.specs import DeviceSpec, LinkSpec
@@ -57,6 +59,8 @@ def kernel_seconds(kernel: Kernel, device: DeviceSpec) -> float | None:
     products, bytes of everything else) is averaged with weights that fall with the distance of the logarithms of the sizes; beyond
     them the nearest points decide, so that time grows with work. Tables of kernels that were measured alone come first there.
     """
+    if is_checkpoint(kernel.name):
+        return measured_seconds(kernel, device)
     known = _inside(device, kernel.name, kernel.dtype).get(kernel.shape)
     if known is not None:
         return kernel.count * known

@@ -1,4 +1,4 @@
-"""Products of matrices inside operators: convolutions, and products whose operands a cast narrowed before.
+"""Products of matrices inside operators: convolutions, log-probabilities, and products whose operands a cast narrowed before.
 
 A convolution is the product of a matrix that it never writes down (implicit GEMM): a row for each output place, a column for each
 number in the window of the kernel. Multiplications and tiles are those of `costmodels.gemm`; from memory come the tensors, not the
@@ -70,6 +70,30 @@ def convolution(device: DeviceSpec, name: str, dtype: str, sizes: Mapping[str, A
         seconds=weight.seconds + s["data"] * data.seconds,
         error=np.maximum(weight.error, data.error),
         extrapolated=weight.extrapolated | data.extrapolated,
+    )
+
+
+def logprob(device: DeviceSpec, name: str, dtype: str, sizes: Mapping[str, ArrayLike]) -> Prediction:
+    """One linear_logprob or linear_logprob_backward of `costmodels.kernels`; sizes are numbers or arrays that broadcast.
+
+    Forward is the product of the last layer that writes nothing; backward that product once more, now with its gradient as result,
+    and the products of that with either operand. Nothing was measured of kernels that work like this: what they do to a tile of
+    logits beside the product is not counted.
+    """
+    s = {key: np.asarray(value, dtype=np.float64) for key, value in sizes.items()}
+    rows, cols, vocab = s["rows"], s["cols"], s["vocab"]
+    form = format_of(dtype, device)
+    a, b = (form.a_B, form.b_B) if form is not None else (0.0, 0.0)
+    if name == "linear_logprob":
+        found = [gemm.predict(device, dtype, 1, rows, vocab, cols, widths=Operands(a, b, 0.0))]
+    else:
+        shapes = ((rows, vocab, cols), (rows, cols, vocab), (vocab, cols, rows))
+        found = [gemm.predict(device, dtype, 1, *shape) for shape in shapes]
+    seconds = np.sum([each.seconds for each in found], axis=0)
+    return Prediction(
+        seconds=seconds,
+        error=np.max([each.error for each in found], axis=0),
+        extrapolated=np.ones_like(seconds, dtype=np.bool_),
     )
 
 

@@ -42,6 +42,7 @@ READS: Mapping[str, float] = {
     "batch_norm": 2 / 3,
     "batch_norm_backward": 4 / 5,
     "sgd_momentum": 3 / 5,
+    "gae": 9 / 17,
 }
 """Share of a kernel's bytes that are read; half where nothing is said."""
 

@@ -21,13 +21,15 @@ from costmodels.catalog import Catalog, write_entry
 from costmodels.specs import DeviceSpec
 from costmodels.transformer import TransformerShape
 from costmodels.transformer_kernels import Slice, attention_block, attention_core, embedding, head, mlp_block
+from real import calibrate_eager
+from real.calibrate_eager import calls
 from real.calibrate_worker import SEQ_LEN, SEQUENCES
+from real.checkpoint.calibrating import add_checkpoints
 from real.launch import Progress, launch
-from real.storage_bench import store_rates
 
 
 def calibrate(out: Path, *, quick: bool = False, progress: Progress | None = None) -> dict[str, Any]:
-    """Write device, link and store files into `out`; returns what matters of them. About two minutes, `quick` half of one."""
+    """Write device, link and store files into `out`; returns what matters of them. About three minutes, `quick` one."""
 
     def report(first: float, last: float, doing: str) -> Progress:
         def part(share: float, phrase: str) -> None:
@@ -37,21 +39,27 @@ def calibrate(out: Path, *, quick: bool = False, progress: Progress | None = Non
         return part
 
     cores = min(os.cpu_count() or 1, 8)
-    alone = _run(1, quick, report(0.0, 0.4, "one process alone"))[0]
-    together = _run(max(cores, 2), quick, report(0.4, 0.92, f"{cores} processes at once"))[0]
-    stores = report(0.92, 1.0, "storage")
-    stores(0.0, "write and read")
+    report(0.0, 0.08, "a controller")(0.0, "calls")
+    called = calls(max(cores, 2))
+    alone = _run(1, quick, report(0.08, 0.42, "one process alone"))[0]
+    together = _run(max(cores, 2), quick, report(0.42, 0.94, f"{cores} processes at once"))[0]
+    stores = report(0.94, 1.0, "checkpoints")
     said = provenance()
     devices = {"this_machine": (together, "every core busy"), "this_machine_alone": (alone, "one process")}
     for name, (found, how) in devices.items():
         entry = _device(found, cores, f"{said}, {how}", together["slowdown"])
         write_entry(out, "devices", name, entry)
-        entry["measured"]["in_model"] = _in_model(found, Catalog([out]).device(name))
+        eager = calibrate_eager.entry(
+            found["eager"], called, {together["ranks"]: together["collectives"]["all_reduce"]}
+        )
+        entry["measured"] |= {"in_model": _in_model(found, Catalog([out]).device(name)), "eager": eager}
+        write_entry(out, "devices", name, entry)
+        eager["in_step"] = calibrate_eager.in_step(found["eager"], Catalog([out]).device(name))
         write_entry(out, "devices", name, entry)
     write_entry(out, "links", "this_machine_loopback", _link(together, said))
-    for name, folder in (("this_machine_disk", out), ("this_machine_shm", Path("/dev/shm"))):
-        if folder.is_dir():
-            write_entry(out, "stores", name, _store(name, store_rates(folder, quick=quick), said))
+    places = {"this_machine_shm": Path("/dev/shm"), "this_machine_disk": out}
+    for name, rates in add_checkpoints(out, max(cores, 2), places, quick=quick, progress=stores).items():
+        write_entry(out, "stores", name, _store(name, rates, said))
     stores(1.0, "done")
     return _summary(together, alone, said)
 

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from costmodels.files import write_atomically
 from real import microbench
+from real.calibrate_eager import eager
 from real.collectives import ALL_GATHER, REDUCE_SCATTER
 from real.launch import tell
 from real.microbench import DIFFERENTIABLE, NO_BACKWARD, InTurn, backward_seconds, forward, timed
@@ -77,6 +78,7 @@ def main() -> None:
             "kernels": _kernels(0.01 if quick else 0.04, quick, folder),
         }
         found["launch_s"] = _launch()
+        found["eager"] = eager(0.01 if quick else 0.03, 1 if quick else 5)
         found["models"] = _models(0.3 if quick else 4.0)
         if dist.get_world_size() > 1:
             found["collectives"] = _collectives(5 if quick else 30)

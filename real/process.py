@@ -25,7 +25,7 @@ def joined(*, cuda: bool) -> Iterator[torch.device]:
         torch.cuda.set_device(device)
     else:
         torch.set_num_threads(1)
-        _keep_freed_memory()
+        keep_freed_memory()
         _stay_on_own_core(local)
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     _leave_with_parent()
@@ -37,7 +37,7 @@ def joined(*, cuda: bool) -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Let the C library keep what is freed for what is allocated next, as torch's allocator does on GPUs.
 
     By default glibc hands large blocks back to the system and gets them again, page by page, in every iteration.

@@ -23,6 +23,7 @@ from triton.compiler import ASTSource
 
 from costmodels.errors import InputError, Problem
 from real.kernels.amax import amax_launch
+from real.kernels.checkpoint_cases import checkpoint_cases
 from real.kernels.convolution import convolution_launch
 from real.kernels.convolution_gradients import input_gradient_launch, weight_gradient_launch, weight_gradient_parts
 from real.kernels.expert_cases import expert_cases
@@ -164,6 +165,7 @@ def cases() -> Iterator[tuple[str, Case]]:
         yield from _convolution_cases(*sizes, (torch.float16,))
     yield from rlhf_cases()
     yield from expert_cases()
+    yield from checkpoint_cases()
 
 
 def _meta(*shape: int, dtype: torch.dtype, last: bool = False) -> torch.Tensor:

@@ -81,6 +81,7 @@ def gae_launch(
             "steps": steps,
         },
         constants={"BLOCK": min(STEPS, max(16, triton.next_power_of_2(steps)))},
+        flops=6 * rewards.numel(),
     )
 
 

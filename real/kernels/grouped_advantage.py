@@ -52,6 +52,7 @@ def grouped_advantage_launch(
             "size": size,
         },
         constants={"SCALED": scaled, "GROUPS": groups, "MEMBERS": members},
+        flops=(6 if scaled else 2) * rewards.numel(),
     )
 
 

@@ -35,8 +35,9 @@ def linear_logprob(
 
     `hidden` (n, width) and `weight` (vocabulary, width) are float32, float16 or bfloat16, both of one; `targets` int64 in
     [0, vocabulary). Sums are float32; the gradient of a slice of logits is rounded to the operands' dtype, so float16 needs
-    a loss scale as usual. Memory beyond operands and their gradients is below a tenth of the logits' (from a vocabulary of about
-    8,192 on). `path` is `logprob_path(hidden)` if None. Raises InputError where shapes or dtypes do not fit.
+    a loss scale as usual. Beyond operands and their gradients it takes less than a tenth of the logits' memory where there are some
+    hundred tokens and the vocabulary is 50 times `width` or more (sums of the gradient of `hidden` are float32). `path` is
+    `logprob_path(hidden)` if None. Raises InputError where shapes or dtypes do not fit.
     """
     _check(hidden, weight, targets, path)
     logprob, entropy = _LinearLogprob.apply(hidden, weight, targets, path or logprob_path(hidden))
@@ -80,7 +81,7 @@ class _LinearLogprob(torch.autograd.Function):
         of_weight = torch.empty_like(weight) if wanted[1] else None
         if len(hidden) == 0 and of_weight is not None:
             of_weight.zero_()
-        for part in slices(len(weight)) if len(hidden) else ():
+        for part in slices(len(weight), pieces_of(hidden)) if len(hidden) else ():
             of_logits = gradient(hidden, weight[part], targets, of_rows, part.start)
             if of_hidden is not None:
                 _add_product(of_hidden, of_logits, weight[part], ctx.path)
@@ -90,9 +91,14 @@ class _LinearLogprob(torch.autograd.Function):
         return None if of_hidden is None else of_hidden.to(hidden.dtype), of_weight, None, None
 
 
-def slices(vocabulary: int) -> Iterator[slice]:
+def pieces_of(hidden: torch.Tensor) -> int:
+    """Slices of the vocabulary; finer ones for halves on a CPU, of whose operands there are copies in float32 meanwhile."""
+    return SLICES if hidden.is_cuda or hidden.dtype not in HALVES else 3 * SLICES
+
+
+def slices(vocabulary: int, pieces: int = SLICES) -> Iterator[slice]:
     """Parts of the vocabulary, one in memory at a time."""
-    size = max(LEAST, ceil(vocabulary / (SLICES * LEAST)) * LEAST)
+    size = max(LEAST, ceil(vocabulary / (pieces * LEAST)) * LEAST)
     for first in range(0, vocabulary, size):
         yield slice(first, min(first + size, vocabulary))
 
@@ -124,7 +130,7 @@ def _triton_statistics(hidden: torch.Tensor, weight: torch.Tensor, targets: torc
 def _torch_statistics(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Of each slice of the vocabulary."""
     found = []
-    for part in slices(len(weight)):
+    for part in slices(len(weight), pieces_of(hidden)):
         logits = _logits(hidden, weight[part])
         at = targets - part.start
         inside = (at >= 0) & (at < logits.shape[1])
@@ -169,13 +175,24 @@ def _logits(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 def _product(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, path: Path) -> None:
     """`out` = a b, with float32 sums."""
     if path == "triton":
-        from real.kernels.half_gemm import half_gemm
-
-        out.copy_(half_gemm(a, b, dtype=b.dtype, out_dtype=out.dtype))
-    elif a.is_cuda:
+        _triton_product(out, a, b)
+    elif a.is_cuda or out.dtype == torch.float32:
         torch.mm(a, b, out=out)
     else:
         out.copy_(a.float() @ b.float())
+
+
+def _triton_product(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """Straight into `out`, unless the sum is made in parts."""
+    from real.kernels.gemm import gemm_launch, parts_of
+    from real.kernels.half_gemm import half_gemm
+    from real.kernels.tiles import capability_of
+
+    capability = capability_of(a.device)
+    if parts_of(a[None], b[None], capability) == 1:
+        gemm_launch(a[None], b[None], None, None, None, out[None, None], b.dtype, capability).run()
+    else:
+        out.copy_(half_gemm(a, b, dtype=b.dtype, out_dtype=out.dtype))
 
 
 def _add_product(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, path: Path) -> None:

@@ -1,7 +1,9 @@
 """RLHF for real: one controller, and groups of processes that each run a part of a model.
 
 job.py              what is trained: algorithm, model, batch, optimiser
-task.py             prompts whose answers can be checked
+task.py             prompts whose answers can be checked: even tokens for a tiny Llama
+pretrained.py       SmolLM2-135M, weights and tokenizer from a package
+sums.py             its task
 losses.py           losses, token rewards and advantages as pure functions
 models.py           transformers' Llama as actor and reference, with one number a token as critic
 sampling.py         answers, with a KV cache and random numbers of each sequence
@@ -11,5 +13,6 @@ engine.py           the actor between its training and its generation groups, by
 roles.py, worker.py what a process does of each model
 protocols.py        which process gets which rows, and whose results count
 controller.py       pools of processes, futures, data that moves between processes and not through the driver
+learning.py         longer runs of all algorithms, for the notebook
 algorithms.py       the dataflow of PPO, GRPO, ReMax and Safe-RLHF
 """

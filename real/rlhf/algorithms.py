@@ -5,11 +5,11 @@ from collections.abc import Mapping
 import torch
 from ray.exceptions import RayError
 
-from real.rlhf import task
 from real.rlhf.controller import Model, Remote, fetch, finish, put
 from real.rlhf.job import Job
 from real.rlhf.losses import next_multiplier
 from real.rlhf.protocols import Protocol, dp_proto, three_d_all_micro_dp, three_d_proto
+from real.rlhf.task import task_of
 from simcore.hybridflow.grouping import grouping
 
 ANSWER = ("tokens", "mask")
@@ -19,7 +19,7 @@ class Dataflow:
     """Iterations of `job` on `models` by role."""
 
     def __init__(self, job: Job, models: Mapping[str, Model]) -> None:
-        self.job, self.models = job, models
+        self.job, self.models, self.task = job, models, task_of(job)
         self.pools = list({id(model.pool): model.pool for model in models.values()}.values())
         self.done, self.multiplier = 0, 0.0
         groups = {role: grouping(model.degrees) for role, model in models.items()}
@@ -46,24 +46,30 @@ class Dataflow:
         if job.algorithm == "safe_rlhf":
             mean = fetch(batch, "cost").mean().item()
             self.multiplier = next_multiplier(self.multiplier, mean, limit=job.cost_limit, rate=job.multiplier_rate)
-        for _ in range(job.epochs):
-            for first in range(0, job.sequences, job.minibatch):
-                self._update(batch.rows(first, first + job.minibatch))
+        for epoch in range(job.epochs):
+            for i in range(job.minibatches):
+                part = batch.rows(i * job.minibatch, (i + 1) * job.minibatch)
+                self._update(part, f"u{epoch * job.minibatches + i}")
         return batch
 
     def _asked(self) -> Remote:
-        job, vocab = self.job, int(self.job.model["vocab"])
-        prompts = task.prompts(job.seed, self.done, job.prompts, job.prompt_len, vocab)
+        job, prompts = self.job, self.task.prompts(self.done)
         columns = {"prompts": prompts.repeat_interleave(job.answers, 0), "row": torch.arange(job.sequences)}
         if job.algorithm == "safe_rlhf":
-            length = job.prompt_len + job.response_len
-            columns["pretrain"] = task.pretraining(job.seed, self.done, job.sequences, length, vocab)
+            columns["pretrain"] = self.task.pretraining(self.done)
         return put(columns)
 
     def _generated(self, asked: Remote, *, sample: bool) -> Remote:
         takes = ("prompts", "row")
         return self.models["actor"].call(
-            "generate", self.generating, asked, takes, ANSWER, iteration=self.done, sample=sample
+            "generate",
+            self.generating,
+            asked,
+            takes,
+            ANSWER,
+            named="generate" if sample else "generate_greedy",
+            iteration=self.done,
+            sample=sample,
         )
 
     def _prepared(self, batch: Remote, asked: Remote) -> Remote:
@@ -71,9 +77,12 @@ class Dataflow:
         if self.job.algorithm == "remax":
             greedy = self._scored("reward", self._generated(asked, sample=False))
             found = found | greedy.renamed(baseline="reward")
-        for role, gives in (("reference", "reference_logprob"), ("actor", "logprob")):
+        for role, gives, named in (
+            ("actor", "logprob", "log_prob"),
+            ("reference", "reference_logprob", "ref_log_prob"),
+        ):
             model = self.models[role]
-            found = found | model.call("log_prob", self.training[role], batch, ("tokens",), (gives,))
+            found = found | model.call("log_prob", self.training[role], batch, ("tokens",), (gives,), named)
         if self.job.has_critic:
             found = found | self.models["critic"].call(
                 "values", self.training["critic"], batch, ("tokens",), ("values",)
@@ -93,13 +102,14 @@ class Dataflow:
         takes = ("mask", "logprob", "reference_logprob", "reward", *more[self.job.algorithm])
         gives = ("advantages", "returns") if self.job.has_critic else ("advantages",)
         actor = self.models["actor"]
-        return actor.call("advantages", self.training["actor"], batch, takes, gives, multiplier=self.multiplier)
+        named = "log_prob"  # numbers that no model makes are sent on with what they are made of
+        return actor.call("advantages", self.training["actor"], batch, takes, gives, named, multiplier=self.multiplier)
 
-    def _update(self, part: Remote) -> None:
-        """One minibatch; critic and actor at the same time where they are in different pools."""
+    def _update(self, part: Remote, number: str) -> None:
+        """One minibatch, with the number of the update; critic and actor at the same time where they are in different pools."""
         if self.job.has_critic:
             takes = (*ANSWER, "values", "returns")
-            self.models["critic"].call("update", self.training["critic"], part, takes, ())
+            self.models["critic"].call("update", self.training["critic"], part, takes, (), f"update_critic/{number}")
         more = {"grpo": ("reference_logprob",), "safe_rlhf": ("pretrain",)}.get(self.job.algorithm, ())
         takes = (*ANSWER, "logprob", "advantages", *more)
-        self.models["actor"].call("update", self.training["actor"], part, takes, ())
+        self.models["actor"].call("update", self.training["actor"], part, takes, (), f"update_actor/{number}")

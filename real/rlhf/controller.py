@@ -5,7 +5,7 @@ in which they are made; those of different pools as soon as what they read is th
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ from ray.exceptions import RayActorError, RayError
 from torch import Tensor
 
 from real.rlhf.job import Job
+from real.rlhf.placement import Portions
 from real.rlhf.protocols import Protocol
 from real.rlhf.worker import Piece, Worker, last_words
 from simcore.errors import CannotRun, Problem
 from simcore.hybridflow.grouping import Degrees
 
+DEFAULT = Portions()
 GRACE_S = 5.0
 """assumption: other ranks notice within this that one of them has failed; the first cause is then told from its consequences."""
 
@@ -74,6 +76,8 @@ class Pool:
     name: str
     size: int
     folder: Path
+    cores: Sequence[int] = ()
+    """A core for each rank; none where there are too few."""
     workers: list[Any] = field(init=False)
     pending: list[Call] = field(init=False, default_factory=list)
     """Calls whose end nobody has waited for."""
@@ -81,7 +85,10 @@ class Pool:
     def __post_init__(self) -> None:
         gpus = 1 if torch.cuda.is_available() else 0
         made = ray.remote(Worker).options(num_cpus=0 if gpus else 1, num_gpus=gpus)
-        self.workers = [made.remote(rank, self.size, str(self.log(rank))) for rank in range(self.size)]
+        self.workers = [
+            made.remote(rank, self.size, str(self.log(rank)), self.cores[rank] if self.cores else None)
+            for rank in range(self.size)
+        ]
 
     def join(self) -> None:
         """Make a process group of the pool."""
@@ -139,10 +146,13 @@ class Model:
     role: str
     pool: Pool
     degrees: Degrees
+    portions: Portions = DEFAULT
 
     def build(self, job: Job) -> None:
         """Make the ranks' parts."""
-        self.pool.start(worker.build.remote(self.role, job, self.degrees) for worker in self.pool.workers)
+        self.pool.start(
+            worker.build.remote(self.role, job, self.degrees, self.portions) for worker in self.pool.workers
+        )
 
     def call(
         self,
@@ -151,18 +161,23 @@ class Model:
         batch: Remote,
         takes: Iterable[str],
         gives: Iterable[str],
+        named: str = "",
         **constants: Any,
     ) -> Remote:
-        """Start `method` on every rank with its rows of the columns `takes`; the columns `gives` of those that count."""
+        """Start `method` on every rank with its rows of the columns `takes`; the columns `gives` of those that count.
+
+        `named` is what a plan calls this, by default the method.
+        """
         columns = list(takes)
         parts, refs = protocol.rows(batch.count), []
         for worker, (first, end) in zip(self.pool.workers, parts, strict=True):
             rows = batch.rows(first, end).columns
-            refs.append(worker.run.remote(self.role, method, {name: list(rows[name]) for name in columns}, constants))
+            wanted = {name: list(rows[name]) for name in columns}
+            refs.append(worker.run.remote(self.role, method, wanted, constants, named or method))
         self.pool.start(refs)
         counted = [(refs[rank], parts[rank][1] - parts[rank][0]) for rank in protocol.collected()]
-        total = sum(size for _, size in counted)
-        return Remote(total, {name: tuple(Piece(ref, name, 0, size) for ref, size in counted) for name in gives})
+        total, made = sum(size for _, size in counted), f"{named or method}@{self.pool.name}"
+        return Remote(total, {name: tuple(Piece(ref, name, 0, size, made) for ref, size in counted) for name in gives})
 
     def ask(self, method: str, **constants: Any) -> list[Any]:
         """What `method` returns on each rank, for numbers about a run; not for batches."""
@@ -187,6 +202,6 @@ def _cut(pieces: Iterable[Piece], first: int, end: int) -> tuple[Piece, ...]:
         stop = start + piece.end - piece.first
         low, high = max(first, start), min(end, stop)
         if low < high:
-            found.append(Piece(piece.ref, piece.column, piece.first + low - start, piece.first + high - start))
+            found.append(replace(piece, first=piece.first + low - start, end=piece.first + high - start))
         start = stop
     return tuple(found)

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from real.rlhf.parallel import MATRICES
+from real.rlhf.spans import Spans, unrecorded
 from simcore.errors import InputError, Problem
 from simcore.hybridflow.resharding import Resharding
 
@@ -51,12 +52,13 @@ class HybridEngine:
         }
 
     @torch.no_grad()
-    def gather(self) -> dict[Key, Tensor]:
+    def gather(self, spans: Spans | None = None) -> dict[Key, Tensor]:
         """The generation shard of this rank, from the training shards of its group, all of which must call it."""
+        spans = spans or unrecorded()
         self.received_B = 0
         for layer in range((self.own[1] - self.own[0]) * self.each):
             for name, axis in MATRICES.items():
-                self._gather(layer, name, axis)
+                self._gather(layer, name, axis, spans)
         for (layer, name), matrix in self.generated.items():
             if (layer, name) in self.shards and self._covers(self.own):
                 self.shards[layer, name] = _width(matrix, MATRICES[name], self.wanted, self.own)
@@ -75,14 +77,15 @@ class HybridEngine:
         storages = {storage.data_ptr(): storage for storage in held}
         return sum(storage.nbytes() for storage in storages.values())
 
-    def _gather(self, layer: int, name: str, axis: int) -> None:
+    def _gather(self, layer: int, name: str, axis: int, spans: Spans) -> None:
         """Matrix `name` of everyone's layer number `layer`, counted from its first."""
         own = self.shards[self.own[0] * self.each + layer, name].contiguous()
         places = [self._destination(box, box[0] * self.each + layer, name, axis, own) for box in self.members]
         arriving = [own if i == self.place else _dense(place, own) for i, place in enumerate(places)]
         if self.group is not None and len(self.members) > 1:
-            dist.all_gather(arriving, own, group=self.group)
-            self.received_B += (len(self.members) - 1) * own.numel() * own.element_size()
+            with spans.sending("reshard", own.nbytes * len(self.members)):
+                dist.all_gather(arriving, own, group=self.group)
+            self.received_B += own.nbytes * (len(self.members) - 1)
         for place, found in zip(places, arriving, strict=True):
             if place is not None and place.data_ptr() != found.data_ptr():
                 place.copy_(found)

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from simcore.errors import InputError, Problem
 
 Algorithm = Literal["ppo", "grpo", "remax", "safe_rlhf"]
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 
-TINY: Mapping[str, int | bool] = {
+TINY: Mapping[str, Any] = {
     "layers": 2,
     "hidden": 32,
     "ffn": 64,
@@ -27,12 +27,13 @@ TINY: Mapping[str, int | bool] = {
 class Job:
     """Raises `InputError` where sizes contradict each other.
 
+    `model` is sizes of a Llama, whose weights follow from the seed unless it says of which `pretrained` model they are.
     An iteration answers `prompts` prompts `answers` times each, then goes `epochs` times through its sequences in `minibatches`
     updates. `kl` weighs the distance to the reference model: in token rewards (PPO, ReMax, Safe-RLHF) or in the loss (GRPO).
     """
 
     algorithm: Algorithm = "ppo"
-    model: Mapping[str, int | bool] = field(default_factory=lambda: TINY)
+    model: Mapping[str, Any] = field(default_factory=lambda: TINY)
     prompts: int = 8
     answers: int = 1
     prompt_len: int = 4
@@ -75,6 +76,16 @@ class Job:
         critic = ("critic",) if self.has_critic else ()
         cost = ("cost",) if self.algorithm == "safe_rlhf" else ()
         return ("actor", *critic, "reference", "reward", *cost)
+
+    @property
+    def end(self) -> int:
+        """The token that ends a response."""
+        return int(self.model.get("end", 0))
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether training starts from weights that a package carries."""
+        return "pretrained" in self.model
 
     def __post_init__(self) -> None:
         length = self.prompt_len + self.response_len

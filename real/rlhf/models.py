@@ -4,17 +4,19 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 from transformers import LlamaForCausalLM
 
 from real.kernels.linear_logprob import linear_logprob
 from real.model import build_model
+from real.rlhf import pretrained
 from real.rlhf.job import Job
 
 
 def actor_model(job: Job) -> LlamaForCausalLM:
     """The policy as training starts, which is the reference model too; the same on every process."""
-    return build_model(job.model, "float32", job.seed)
+    return _language_model(job, job.seed)
 
 
 class Critic(nn.Module):
@@ -22,7 +24,7 @@ class Critic(nn.Module):
 
     def __init__(self, job: Job) -> None:
         super().__init__()
-        self.model = build_model(job.model, "float32", job.seed + 1).model
+        self.model = _language_model(job, job.seed + 1).model
         torch.manual_seed(job.seed + 2)
         self.value = nn.Linear(self.model.config.hidden_size, 1, bias=False)
 
@@ -31,6 +33,11 @@ class Critic(nn.Module):
         hidden = self.model(tokens, use_cache=False).last_hidden_state[:, prompt_len - 1 : -1]
         found: Tensor = self.value(hidden)[..., 0]
         return found
+
+
+def _language_model(job: Job, seed: int) -> LlamaForCausalLM:
+    """With the weights of a package, or such as follow from the seed."""
+    return pretrained.weights() if job.pretrained else build_model(job.model, "float32", seed)
 
 
 def logprobs(model: LlamaForCausalLM, tokens: Tensor, prompt_len: int) -> Tensor:
@@ -42,5 +49,10 @@ def logprobs(model: LlamaForCausalLM, tokens: Tensor, prompt_len: int) -> Tensor
 
 
 def optimizer_of(parameters: Iterable[nn.Parameter], learning_rate: float, epsilon: float) -> AdamW:
-    """One parameter after the other, because torch updates no list of whole and sharded ones at once."""
-    return AdamW(parameters, lr=learning_rate, eps=epsilon, weight_decay=0.0, foreach=False)
+    """Parameters that are spread alike in one group, because torch updates no list of whole and sharded ones at once."""
+    groups: dict[object, list[nn.Parameter]] = {}
+    for p in parameters:
+        groups.setdefault(p.device_mesh if isinstance(p, DTensor) else None, []).append(p)
+    return AdamW(
+        [{"params": group} for group in groups.values()], lr=learning_rate, eps=epsilon, weight_decay=0.0, fused=True
+    )

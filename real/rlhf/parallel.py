@@ -1,15 +1,24 @@
 """Models spread over ranks: tensor parallelism by torch's DTensor, sharded parameters by its FSDP2."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, Shard
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    RowwiseParallel,
+    parallelize_module,
+)
 
+from real.rlhf.spans import Spans, unrecorded
+from real.tensor_parallel import Sum
+from simcore.buckets import assign
 from simcore.hybridflow.grouping import Ints
 
 MATRICES = {
@@ -29,13 +38,67 @@ def mesh(groups: Ints, device: torch.device) -> DeviceMesh:
     return DeviceMesh(device.type, torch.from_numpy(groups), mesh_dim_names=("replica", "member"))
 
 
-def tensor_parallel(model: nn.Module, over: DeviceMesh) -> None:
-    """Keep this rank's part of the layers' matrices in place; `over` has one axis. Embedding, norms and head stay whole."""
+def tensor_parallel(model: nn.Module, over: DeviceMesh, spans: Spans | None = None) -> None:
+    """Keep this rank's part of the layers' matrices in place; `over` has one axis. Embedding, norms and head stay whole.
+
+    A block's output is a sum over ranks, and so is the gradient of its input, of all columns at once; `spans` records both.
+    """
     if over.size() == 1:
         return
-    styles = (ColwiseParallel, RowwiseParallel)
-    plan = {f"model.layers.*.{name}": styles[axis]() for name, axis in MATRICES.items()}
+    spans = spans or unrecorded()
+    column, row = ColwiseParallel(), RowwiseParallel(output_layouts=Partial(), use_local_output=False)
+    plan: dict[str, ParallelStyle] = {
+        f"model.layers.*.{name}": row if axis else column for name, axis in MATRICES.items()
+    }
     parallelize_module(model, over, plan, src_data_rank=None)
+
+    def total(_: str, x: Tensor) -> None:
+        with spans.summing(x.nbytes):
+            dist.all_reduce(x, group=over.get_group())
+
+    def enter(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if given:
+            return (_Whole.apply(given[0], over, total), *given[1:]), named
+        return given, {**named, "hidden_states": _Whole.apply(named["hidden_states"], over, total)}
+
+    def leave(_: nn.Module, __: object, output: DTensor) -> Tensor:
+        return _Summed.apply(output, over, total)  # type: ignore[no-any-return]
+
+    for name, module in model.named_modules():
+        if name.endswith((".self_attn", ".mlp")):
+            module.register_forward_pre_hook(enter, with_kwargs=True)
+        elif name.endswith(tuple(name for name, axis in MATRICES.items() if axis)):
+            module.register_forward_hook(leave)
+
+
+class _Whole(torch.autograd.Function):
+    """What all ranks have whole, as every rank's columns take it; backward sums what they contribute to its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, over: DeviceMesh, total: Sum) -> DTensor:
+        ctx.total = total
+        return DTensor.from_local(x, over, [Replicate()], run_check=False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: DTensor) -> tuple[Tensor, None, None]:
+        part = grads[0].to_local().contiguous()
+        ctx.total("backward", part)
+        return part, None, None
+
+
+class _Summed(torch.autograd.Function):
+    """The sum of what ranks have, in its place; all of them have its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: DTensor, over: DeviceMesh, total: Sum) -> Tensor:
+        ctx.over = over
+        part = x.to_local().contiguous()
+        total("forward", part)
+        return part
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[DTensor, None, None]:
+        return DTensor.from_local(grads[0], ctx.over, [Replicate()], run_check=False), None, None
 
 
 def sharded(model: nn.Module, layers: Iterable[nn.Module], over: DeviceMesh) -> None:
@@ -69,12 +132,24 @@ def part_of(tensor: Tensor, axis: int, over: DeviceMesh) -> nn.Parameter:
     return nn.Parameter(whole, requires_grad=False)
 
 
-def sum_gradients(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup) -> None:
-    """Add up the gradients of ranks that hold the same parameters."""
-    if group.size() > 1:
-        for parameter in parameters:
-            if parameter.grad is not None:
-                dist.all_reduce(local(parameter.grad), group=group)
+FIRST_B, BUCKET_B = 2**20, 25 * 2**20
+"""Gradients that are summed together, as torch's DistributedDataParallel has them and as plans of this detail."""
+
+
+@torch.no_grad()
+def sum_gradients(model: nn.Module, group: dist.ProcessGroup, spans: Spans) -> None:
+    """Add up the gradients of ranks that hold the same parameters, bucket by bucket."""
+    if group.size() == 1:
+        return
+    of = {name: local(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+    buckets = assign([(name, grad.nbytes) for name, grad in of.items()], FIRST_B, BUCKET_B)
+    for i, names in enumerate(buckets):
+        grads = [of[name] for name in names]
+        with spans.sending(f"grad/s0/bucket{i}", sum(grad.nbytes for grad in grads)):
+            flat = torch.cat([grad.flatten() for grad in grads])
+            dist.all_reduce(flat, group=group)
+            for grad, total in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+                grad.copy_(total.view_as(grad))
 
 
 @torch.no_grad()

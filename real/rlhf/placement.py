@@ -1,7 +1,7 @@
 """Which models share which processes, and how each is split."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from real.rlhf.job import Job
@@ -10,10 +10,24 @@ from simcore.hybridflow.grouping import Degrees
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Portions:
+    """How much of a batch a rank takes at a time: sequences of a pass that trains and of one that does not (None: all), and whether
+    replicas have a shard of the model each (ZeRO 3)."""
+
+    microbatch: int | None = None
+    forward_microbatch: int | None = None
+    sharded: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSpec:
-    """Models that take turns on the same ranks, each split over all of them: `degrees` by role."""
+    """Models that take turns on the same ranks, each split over all of them: `degrees` and `portions` by role.
+
+    Only critics are ever sharded: an actor's weights are what is resharded for generation.
+    """
 
     degrees: Mapping[str, Degrees]
+    portions: Mapping[str, Portions] = field(default_factory=dict)
 
     @property
     def n_ranks(self) -> int:
@@ -72,17 +86,25 @@ def apart(job: Job, *pools: tuple[tuple[str, ...], Degrees]) -> Placement:
     )
 
 
-def of_plan(decisions: Mapping[str, Any]) -> Placement:
-    """The placement that a plan of the planner `hybridflow` decides on: its pools, in its order."""
+def of_plan(decisions: Mapping[str, Any], checked: Collection[str] = ()) -> Placement:
+    """The placement that a plan of the planner `hybridflow` decides on: its pools, in its order. Roles that are `checked` by code
+    are where the actor is."""
     pools = []
     for pool in decisions["pools"]:
-        generation, degrees = pool.get("generation", {}), {}
+        generation, degrees, portions = pool.get("generation", {}), {}, {}
         for role, strategy in pool["models"].items():
             split = strategy["parallelism"]
             of = generation if generation.get("role") == role else split
             chosen = Degrees(pp=split["pp"], tp=split["tp"], dp=split["dp"], gen_pp=of["pp"], gen_tp=of["tp"])
             degrees[role] = _of(role, chosen)
-        pools.append(PoolSpec(degrees=degrees))
+            portions[role] = Portions(
+                microbatch=strategy.get("microbatch"),
+                forward_microbatch=strategy.get("forward_microbatch"),
+                sharded=strategy.get("zero") == 3,
+            )
+        if "actor" in degrees:
+            degrees |= {role: _of(role, degrees["actor"]) for role in checked}
+        pools.append(PoolSpec(degrees=degrees, portions=portions))
     return Placement(pools=tuple(pools))
 
 

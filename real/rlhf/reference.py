@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from real.kernels.linear_logprob import reference_linear_logprob
-from real.rlhf import task
 from real.rlhf.advantages import advantages
 from real.rlhf.job import Job
 from real.rlhf.losses import divergence_loss, language_loss, next_multiplier, policy_loss, value_loss
 from real.rlhf.models import Critic, actor_model, optimizer_of
 from real.rlhf.sampling import gumbel
+from real.rlhf.task import task_of
 
 Batch = dict[str, Tensor]
 
@@ -21,7 +21,7 @@ class Reference:
     """Trains as `job` says, one `iteration` at a time."""
 
     def __init__(self, job: Job) -> None:
-        self.job = job
+        self.job, self.task = job, task_of(job)
         self.actor, self.frozen = actor_model(job), actor_model(job).requires_grad_(False)
         self.optimizer = optimizer_of(self.actor.parameters(), job.learning_rate, job.adam_epsilon)
         if job.has_critic:
@@ -59,8 +59,7 @@ class Reference:
     @torch.no_grad()
     def _prepared(self) -> Batch:
         job, vocab = self.job, int(self.job.model["vocab"])
-        prompts = task.prompts(job.seed, self.done, job.prompts, job.prompt_len, vocab)
-        asked = prompts.repeat_interleave(job.answers, 0)
+        asked = self.task.prompts(self.done).repeat_interleave(job.answers, 0)
         noise = gumbel(job.seed, self.done, torch.arange(job.sequences), job.response_len, vocab)
         tokens, mask = self._answered(asked, noise)
         batch = {
@@ -68,17 +67,16 @@ class Reference:
             "mask": mask,
             "logprob": self._logprobs(self.actor, tokens),
             "reference_logprob": self._logprobs(self.frozen, tokens),
-            "reward": task.reward(tokens, mask, job.prompt_len),
+            "reward": self.task.reward(tokens, mask),
         }
         if job.has_critic:
             batch["values"] = self.critic(tokens, job.prompt_len)
         if job.algorithm == "remax":
             greedy, greedy_mask = self._answered(asked, None)
-            batch["baseline"] = task.reward(greedy, greedy_mask, job.prompt_len)
+            batch["baseline"] = self.task.reward(greedy, greedy_mask)
         if job.algorithm == "safe_rlhf":
-            batch["cost"] = task.cost(tokens, mask, job.prompt_len)
-            length = job.prompt_len + job.response_len
-            batch["pretrain"] = task.pretraining(job.seed, self.done, job.sequences, length, vocab)
+            batch["cost"] = self.task.cost(tokens, mask)
+            batch["pretrain"] = self.task.pretraining(self.done)
         return batch
 
     def _answered(self, prompts: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -87,9 +85,9 @@ class Reference:
         for t in range(self.job.response_len):
             logits = self.actor(tokens).logits[:, -1]
             chosen = (logits if noise is None else logits + noise[:, t]).argmax(-1)
-            ended = (tokens[:, self.job.prompt_len :] == task.END).any(1)
-            tokens = torch.cat([tokens, torch.where(ended, task.END, chosen)[:, None]], dim=1)
-        ends = tokens[:, self.job.prompt_len :] == task.END
+            ended = (tokens[:, self.job.prompt_len :] == self.job.end).any(1)
+            tokens = torch.cat([tokens, torch.where(ended, self.job.end, chosen)[:, None]], dim=1)
+        ends = tokens[:, self.job.prompt_len :] == self.job.end
         return tokens, ends.long().cumsum(1) - ends.long() == 0
 
     def _logprobs(self, model: torch.nn.Module, tokens: Tensor, prompt_len: int | None = None) -> Tensor:

@@ -1,17 +1,21 @@
 """Run a job on a placement: start processes, iterate, keep what was learnt, end the processes whatever happens."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import ray
+import torch
 
 from costmodels.files import write_atomically
 from real.rlhf.algorithms import Dataflow
-from real.rlhf.controller import Model, Pool, finish
+from real.rlhf.controller import DEFAULT, Model, Pool, finish
 from real.rlhf.job import Job
 from real.rlhf.placement import Placement
+from simcore.errors import CannotRun, Problem
 
 HISTORY = "history.json"
 
@@ -54,10 +58,11 @@ def processes(sizes: Sequence[int], folder: Path) -> Iterator[list[Pool]]:
     """A pool of so many processes for each size. Uses the Ray that runs already, or one of its own on this machine."""
     own = not ray.is_initialized()
     if own:
-        ray.init(num_cpus=sum(sizes), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        _start_ray(sum(sizes))
     pools: list[Pool] = []
     try:
-        pools += [Pool(f"pool{i}", size, folder) for i, size in enumerate(sizes)]
+        free = iter(own_cores(sum(sizes)))
+        pools += [Pool(f"pool{i}", size, folder, list(islice(free, size))) for i, size in enumerate(sizes)]
         for pool in pools:
             pool.join()
         yield pools
@@ -68,12 +73,30 @@ def processes(sizes: Sequence[int], folder: Path) -> Iterator[list[Pool]]:
             ray.shutdown()
 
 
+def _start_ray(ranks: int) -> None:
+    """A Ray of this process. Raises `CannotRun` where it does not start: on a busy machine it gives up after a while."""
+    try:
+        ray.init(num_cpus=ranks, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    except Exception as error:  # what Ray raises here is of no class of its own
+        ray.shutdown()
+        problem = Problem("ray", str(error), "a Ray that starts", "Try again when the machine is less busy.")
+        raise CannotRun("the processes could not be started", [problem]) from error
+
+
+def own_cores(ranks: int) -> list[int]:
+    """A core for each rank, none where ranks have to share them or have GPUs."""
+    if torch.cuda.is_available() or not hasattr(os, "sched_getaffinity"):
+        return []
+    cores = sorted(os.sched_getaffinity(0))
+    return cores[:ranks] if ranks <= len(cores) else []
+
+
 def place(job: Job, placement: Placement, pools: Sequence[Pool]) -> Dataflow:
     """Make the models of `job`, as training starts, on pools of the placement's sizes; what was on them is dropped."""
     placement.check(job)
     assert [pool.size for pool in pools] == [spec.n_ranks for spec in placement.pools]
     models = {
-        role: Model(role, pool, degrees)
+        role: Model(role, pool, degrees, spec.portions.get(role, DEFAULT))
         for pool, spec in zip(pools, placement.pools, strict=True)
         for role, degrees in spec.degrees.items()
     }

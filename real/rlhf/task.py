@@ -1,40 +1,82 @@
-"""A task whose answers a few lines can check: say even tokens, and few that four divides.
+"""Tasks whose answers a few lines can check: prompts, text that should not be unlearnt, rewards and costs.
 
-Rewards and costs are shares of the longest response, so a response that ends early has less of both.
+Tensors are as everywhere: `tokens` (n, prompt + response), `mask` (n, response), true for tokens of the response up to its end.
 """
+
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-END = 0
-"""The token that ends a response."""
+from real.rlhf.job import Job
 
 FIRST = 2
 """Smallest token of a prompt."""
 
 
-def prompts(seed: int, iteration: int, count: int, length: int, vocab: int) -> Tensor:
-    """(count, length) int64, the same for the same numbers."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + iteration * 1_009 + 1)
-    return torch.randint(FIRST, vocab, (count, length), generator=generator)
+class Task(Protocol):
+    """What a job asks of its model; the same for the same job and iteration on every process."""
+
+    def prompts(self, iteration: int) -> Tensor:
+        """(prompts, prompt_len) int64."""
+        ...
+
+    def pretraining(self, iteration: int) -> Tensor:
+        """(sequences, prompt_len + response_len) int64, text of another kind that the model should not unlearn."""
+        ...
+
+    def reward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """(n,) from 0 to 1."""
+        ...
+
+    def cost(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """(n,) from 0 to 1, what a response should have little of."""
+        ...
 
 
-def pretraining(seed: int, iteration: int, count: int, length: int, vocab: int) -> Tensor:
-    """(count, length) int64 text of another kind that the model should not unlearn: tokens that count upwards."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + iteration * 1_009 + 2)
-    start = torch.randint(FIRST, vocab, (count, 1), generator=generator)
-    return FIRST + (start - FIRST + torch.arange(length)) % (vocab - FIRST)
+def task_of(job: Job) -> Task:
+    """Sums for a model that knows language, even tokens for one whose weights follow from a seed."""
+    if job.pretrained:
+        from real.rlhf.sums import Sums
+
+        return Sums(job)
+    return EvenTokens(job)
 
 
-def reward(tokens: Tensor, mask: Tensor, prompt_len: int) -> Tensor:
-    """(n,) share of even tokens but END. `tokens` (n, prompt + response), `mask` (n, response)."""
-    return _share(tokens[:, prompt_len:], mask, 2)
+class EvenTokens:
+    """Say even tokens, and few that four divides.
+
+    Rewards and costs are shares of the longest response, so a response that ends early has less of both.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.vocab = job, int(job.model["vocab"])
+
+    def prompts(self, iteration: int) -> Tensor:
+        """Tokens at random."""
+        shape = (self.job.prompts, self.job.prompt_len)
+        return torch.randint(FIRST, self.vocab, shape, generator=generator(self.job, iteration, 1))
+
+    def pretraining(self, iteration: int) -> Tensor:
+        """Tokens that count upwards."""
+        shape = (self.job.sequences, 1)
+        start = torch.randint(FIRST, self.vocab, shape, generator=generator(self.job, iteration, 2))
+        length = self.job.prompt_len + self.job.response_len
+        return FIRST + (start - FIRST + torch.arange(length)) % (self.vocab - FIRST)
+
+    def reward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Share of even tokens but the end."""
+        return self._share(tokens, mask, 2)
+
+    def cost(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Share of tokens but the end that four divides."""
+        return self._share(tokens, mask, 4)
+
+    def _share(self, tokens: Tensor, mask: Tensor, divisor: int) -> Tensor:
+        response = tokens[:, self.job.prompt_len :]
+        return ((response % divisor == 0) & (response != self.job.end) & mask).float().mean(1)
 
 
-def cost(tokens: Tensor, mask: Tensor, prompt_len: int) -> Tensor:
-    """(n,) share of tokens but END that four divides."""
-    return _share(tokens[:, prompt_len:], mask, 4)
-
-
-def _share(response: Tensor, mask: Tensor, divisor: int) -> Tensor:
-    return ((response % divisor == 0) & (response != END) & mask).float().mean(1)
+def generator(job: Job, iteration: int, purpose: int) -> torch.Generator:
+    """Random numbers of an iteration, other ones for each purpose."""
+    return torch.Generator().manual_seed(job.seed * 1_000_003 + iteration * 1_009 + purpose)

@@ -28,16 +28,31 @@ def padded(update: TransformerTraining, choice: Choice) -> TransformerTraining:
     return replace(update, global_batch=-(-update.global_batch // at_once) * at_once)
 
 
-def update_tasks(update: TransformerTraining, choice: Choice) -> list[Task]:
-    """One update as a training iteration, in the names and groups of training."""
+def update_tasks(update: TransformerTraining, choice: Choice, *, hosted: bool = False) -> list[Task]:
+    """One update as a training iteration, in the names and groups of training; `hosted` as in `_hosted`."""
     work = padded(update, choice)
     sizes = ChunkSizes(work, choice)
     buckets = [stage_buckets(work, choice, sizes, s) for s in range(choice.pp)]
-    return ChunkWriter(work, choice, sizes, buckets).write().tasks
+    tasks = ChunkWriter(work, choice, sizes, buckets).write().tasks
+    return _hosted(tasks, update.model.layers // choice.pp) if hosted and choice.tp > 1 else tasks
 
 
-def forward_tasks(update: TransformerTraining, strategy: Strategy, sequences: int) -> list[Task]:
-    """A forward pass over `sequences`, in the names and groups of training.
+def _hosted(tasks: list[Task], layers: int) -> list[Task]:
+    """With what the host does for the modules of tensor parallelism in every pass, where operators do not run ahead of it."""
+    extra = {way: generation.split_layers(layers, forward=way == "fwd") for way in ("fwd", "bwd")}
+    ways = [t.id.rpartition("/")[2] for t in tasks]
+    return [
+        replace(t, op=replace(t.op, kernels=(*t.op.kernels, extra[way])))
+        if isinstance(t.op, Compute) and way in extra
+        else t
+        for t, way in zip(tasks, ways, strict=True)
+    ]
+
+
+def forward_tasks(
+    update: TransformerTraining, strategy: Strategy, sequences: int, *, hosted: bool = False
+) -> list[Task]:
+    """A forward pass over `sequences`, in the names and groups of training; `hosted` as in `_hosted`.
 
     Without a pipeline all microbatches are one task of every kind, which takes the time of all of them.
     """
@@ -64,7 +79,8 @@ def forward_tasks(update: TransformerTraining, strategy: Strategy, sequences: in
                     stream=f"fwd from stage{stage}",
                 )
                 arrived[m, stage + 1] = draft.add(f"{name}/send", send, [done])
-    return draft.tasks
+    layers = update.model.layers // choice.pp * times
+    return _hosted(draft.tasks, layers) if hosted and choice.tp > 1 else draft.tasks
 
 
 def _times(op: Compute, times: int) -> Compute:
@@ -78,7 +94,7 @@ def generation_kernels(costs: GenerationCosts, degrees: Degrees, segments: Segme
     engine, dtype = work.generation.engine, work.precision
     tokens = float((segments.prompts * segments.prompt_len).sum())
     length = round(tokens / max(segments.prompts.sum(), 1.0))
-    together = max(PREFILL_TOKENS // length, 1)
+    together = max(min(PREFILL_TOKENS // length, round(segments.prompts.sum())), 1)
     reads = replace(
         generation.prefill(engine, costs.shape, dtype, batch=together, q_len=length, **common),
         count=max(round(tokens / (together * length)), 1),

@@ -1,6 +1,6 @@
 """An RLHF algorithm as data: calls of models with what they wait for (HybridFlow, figure 1 and section 2.1)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -151,6 +151,27 @@ def with_rollout(dataflow: Dataflow) -> Dataflow:
     """The dataflow with a second copy of the model that generates, which does all of the generation."""
     calls = tuple(replace(c, role=ROLLOUT) if c.kind == "generate" else c for c in dataflow.calls)
     return replace(dataflow, calls=calls)
+
+
+def with_checks(dataflow: Dataflow, roles: Collection[str]) -> Dataflow:
+    """The dataflow with scores of some roles computed by code: calls that have no model and take no time that counts."""
+    calls = tuple(replace(c, role="", kind="compute") if c.role in roles else c for c in dataflow.calls)
+    return replace(dataflow, calls=calls)
+
+
+LOG_PROB = "log_prob"
+
+
+def with_log_prob(dataflow: Dataflow) -> Dataflow:
+    """The dataflow with log-probabilities of responses by a forward pass of the model that generated them (table 4 of the paper:
+    optional in PPO). Whatever is trained waits for them."""
+    found: list[Call] = []
+    last = max(i for i, c in enumerate(dataflow.calls) if c.kind == "generate")
+    for i, c in enumerate(dataflow.calls):
+        found.append(replace(c, after=(*c.after, LOG_PROB)) if c.kind == "train" else c)
+        if i == last:
+            found.append(call(LOG_PROB, "forward", c.role, c.name))
+    return replace(dataflow, calls=tuple(found))
 
 
 def own(name: str, calls: Sequence[Call]) -> Dataflow:

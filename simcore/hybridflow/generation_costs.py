@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels import generation, serving
-from costmodels.batching import Segments, segments_of
+from costmodels import generation
+from costmodels.batching import Segments, padded_segments, segments_of
 from costmodels.kernels import WIDTH_B
 from costmodels.serving import Served
 from costmodels.transformer import TransformerShape, total_elements
@@ -102,7 +102,7 @@ class GenerationCosts:
 
     def cache_tokens(self, n: int, degrees: Degrees, cache_B: float) -> int:
         """Room for tokens in a replica, rounded down; what all of its sequences need is enough."""
-        enough = self._extreme(n, degrees)[1]
+        enough = max(self._extreme(n, degrees)[1], self._least_tokens(n, degrees))
         have = cache_B / self.token_B(degrees)
         if have >= enough or have < 1.0:
             return enough if have >= enough else 0
@@ -110,7 +110,7 @@ class GenerationCosts:
 
     def _generate(self, n: int, degrees: Degrees, cache_tokens: int) -> Generated | None:
         each, _ = self._extreme(n, degrees)
-        if self.longest + 1 > cache_tokens:
+        if self._least_tokens(n, degrees) > cache_tokens:
             return None
         batched = [self.segments(p, r, cache_tokens) for p, r in each]
         seconds = [self.seconds_of(degrees, s) for s in batched]
@@ -122,6 +122,13 @@ class GenerationCosts:
             reads=float(batched[0].prompts.sum() / sequences),
         )
 
+    def _least_tokens(self, n: int, degrees: Degrees) -> int:
+        """Room for tokens that a replica cannot do without: of its longest sequence, or of all that it answers at once."""
+        if not self.workload.generation.padded:
+            return self.longest + 1
+        sequences = -(-self.workload.sequences // (n // (degrees.tp * degrees.pp)))
+        return self.longest * min(sequences, self.workload.generation.max_num_seqs)
+
     def _extreme(self, n: int, degrees: Degrees) -> tuple[list[tuple[Ints, Ints]], int]:
         """Replicas one of which ends last: the one with most tokens, and the one with the longest response; and the tokens of the
         fullest, with a step of everybody."""
@@ -132,8 +139,10 @@ class GenerationCosts:
         return self._needs[number]
 
     def segments(self, prompt_len: Ints, response_len: Ints, cache_tokens: float) -> Segments:
-        """Continuous batching of one replica."""
+        """Continuous batching of one replica; or all at once, padded to the longest."""
         slots = self.workload.generation.max_num_seqs
+        if self.workload.generation.padded:
+            return padded_segments(prompt_len, response_len, slots)
         return segments_of(prompt_len.tolist(), response_len.tolist(), slots=slots, cache_tokens=cache_tokens)
 
     def seconds_of(self, degrees: Degrees, segments: Segments) -> float:
@@ -165,13 +174,15 @@ class Steps:
         batch = np.unique(np.rint(np.geomspace(1, self.most, BATCHES)))
         kv = np.linspace(1, max(self.longest, 2), LENGTHS)
         b, k = np.meshgrid(batch, kv, indexing="ij")
-        return batch, kv, serving.decode(self.one, b.ravel(), k.ravel()).seconds.reshape(b.shape)
+        return batch, kv, generation.decode_s(self.one, b.ravel(), k.ravel()).reshape(b.shape)
 
     @cached_property
     def _token_s(self) -> float:
         """Seconds of a token of a prompt, read with as many others as fit at once."""
         together = max(PREFILL_TOKENS / self.prompt, 1.0)
-        return float(serving.prefill(self.one, together, self.prompt).seconds) / (together * self.prompt)
+        return float(generation.prefill_s(self.one, np.array(together), np.array(self.prompt))) / (
+            together * self.prompt
+        )
 
     def seconds(self, segments: Segments) -> float:
         read = float((segments.prompts * segments.prompt_len).sum()) * self._token_s

@@ -10,7 +10,7 @@ from costmodels.kernels import WIDTH_B
 from simcore.cluster import Cluster
 from simcore.hybridflow.zones import Shifted, Zone, inside
 from simcore.planners import fixed
-from simcore.training.choice import Choice
+from simcore.training.choice import Choice, Detail
 from simcore.training.configurations import RECOMPUTE, Configurations, divisors
 from simcore.training.quick import Quick
 from simcore.training.quick_parts import SPENT, Parts, Prices
@@ -55,13 +55,23 @@ class Strategy:
 
 @dataclass(frozen=True)
 class Limits:
-    """What strategies may be chosen from; `tp` and `pp` fix a degree, `max_pp` is the deepest pipeline otherwise."""
+    """What strategies may be chosen from; `tp` and `pp` fix a degree, `max_pp` is the deepest pipeline otherwise.
+
+    `detail`: `chunk` has the modules and the overlap of Megatron-LM, `layer` those of Hugging Face with nothing hidden, which is
+    what the real backend runs.
+    """
 
     zero: int = 1
     recompute: tuple[str, ...] = ("none", "selective", "full")
     tp: int | None = None
     pp: int | None = None
     max_pp: int = SHALLOW
+    detail: Detail = "chunk"
+
+    @property
+    def overlap(self) -> bool:
+        """Whether communication hides behind computing."""
+        return self.detail == "chunk"
 
 
 class RoleCosts:
@@ -81,7 +91,7 @@ class RoleCosts:
         )
         """One update as a training job."""
         self.parts = Parts(self.update, inside(cluster, zone), Shifted(cost, zone.first))
-        self._quick = Quick(self.parts, lambda table, row: self._choice(table.row(row)))
+        self._quick = Quick(self.parts, lambda table, row: self._choice(table.row(row)), overlap=self.limits.overlap)
         self._found: dict[int, tuple[Strategy, ...]] = {}
         self._forward: dict[tuple[int, int, int], tuple[float, int, float]] = {}
 
@@ -225,7 +235,8 @@ class RoleCosts:
         return layer * self.shape.layers // choice.pp + ends
 
     def _choice(self, given: dict[str, int | str]) -> Choice:
-        params = fixed.Params.model_validate({**given, "detail": "chunk"})
+        rules = {"detail": self.limits.detail, "overlap": self.limits.overlap}
+        params = fixed.Params.model_validate({**given, **rules})
         return fixed.choice_of(params, self.update, self.zone.size)
 
 

@@ -34,6 +34,10 @@ class Common(BaseModel):
         ["none", "selective", "full"], min_length=1, description="Ways to recompute activations in training."
     )
     zero: Literal[0, 1, 2, 3] = Field(1, description="ZeRO stage of training where there are replicas.")
+    detail: Literal["chunk", "layer"] = Field(
+        "chunk",
+        description="chunk: modules and overlap of Megatron-LM; layer: modules of Hugging Face, which is what runs for real.",
+    )
     tp: int | None = Field(None, ge=1, description="Tensor parallel ranks of every model; default: the best.")
     pp: int | None = Field(None, ge=1, description="Pipeline stages of every model; default: the best.")
     max_pp: int = Field(
@@ -47,7 +51,12 @@ class Common(BaseModel):
 def rules_of(params: Common, *, engine: Engine, same_degrees: bool = False) -> Rules:
     """The parameters as rules of the search."""
     limits = Limits(
-        zero=params.zero, recompute=tuple(params.recompute), tp=params.tp, pp=params.pp, max_pp=params.max_pp
+        zero=params.zero,
+        recompute=tuple(params.recompute),
+        tp=params.tp,
+        pp=params.pp,
+        max_pp=params.max_pp,
+        detail=params.detail,
     )
     return Rules(engine=engine, same_degrees=same_degrees, limits=limits, granularity=params.granularity)
 
@@ -74,6 +83,7 @@ def decide(
     decisions = {
         "system": system,
         "engine": rules.engine,
+        **({"detail": rules.limits.detail} if rules.limits.detail != "chunk" else {}),
         "max_pp": planning.rules.limits.max_pp,
         "ranks_per_node": min(zone.per_node for zone in planning.zones),
         "pools": [_pool(planning, pool) for pool in pools],
@@ -97,14 +107,14 @@ def _search(
     mode: Mode,
     placements: Sequence[Placement] | None,
 ) -> tuple[Planning, Decision, Counts]:
-    """With pipelines as shallow as the rules say; where nothing fits, with deeper ones. Raises the first refusal where none do."""
-    refusal: DoesNotFit | None = None
+    """With pipelines as shallow as the rules say; where nothing fits, with deeper ones. Where none do, raises the refusal of the
+    deepest, which lacks least."""
     while True:
         planning = Planning(workload, cluster, cost, rules)
         try:
             return planning, *planning.search(mode, placements)
         except DoesNotFit as error:
-            refusal = refusal or error
+            refusal = error
         deeper = 2 * rules.limits.max_pp
         if rules.limits.pp is not None or deeper > cluster.n_ranks:
             raise refusal

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from costmodels import generation, memory
+from costmodels import generation, generation_eager, memory
 from simcore.cluster import Cluster
 from simcore.hybridflow import layout
 from simcore.hybridflow.call_tasks import forward_tasks, generation_kernels, renamed, update_tasks
@@ -16,7 +16,7 @@ from simcore.hybridflow.planning import BYTES_PER_TOKEN, Planning
 from simcore.hybridflow.pool_choice import Generating
 from simcore.hybridflow.resharding import Resharding
 from simcore.hybridflow.search import Decision
-from simcore.hybridflow.transition import broadcast_of, gather_of, reshard
+from simcore.hybridflow.transition import MATRICES, broadcast_of, gather_of, reshard, start_kernels
 from simcore.plan import Collective, Compute, Group, Op, Plan, Task, Transfer
 
 
@@ -63,6 +63,8 @@ class _Writer:
             inputs = self.workload.dataflow.inputs(call)
             waits = [*self.last[pool.name], *(t for a in inputs for t in self._arrived(a, pool))]
             waits = self._fetch(call, pool, list(dict.fromkeys(waits)))
+            if call.kind != "train":
+                waits = self._called(call.name, pool, waits, self.workload.sequences)
             ends = {"generate": self._generate, "forward": self._forward, "train": self._train}[call.kind](
                 call, pool, waits
             )
@@ -97,6 +99,14 @@ class _Writer:
     def _fetch(self, call: Call, pool: Pool, waits: list[str]) -> list[str]:
         return self._copy(call, pool, waits, "fetch") if self._moves(call) else waits
 
+    def _called(self, name: str, pool: Pool, waits: list[str], sequences: int) -> list[str]:
+        """The controller's call, where it was measured what that takes; a rank reads its part of the batch."""
+        if not _eager(pool):
+            return waits
+        nbytes = self.workload.seq_len * sequences * BYTES_PER_TOKEN // pool.choice.n
+        op = Compute(group=pool.name, kernels=(generation.controller_call(nbytes),))
+        return [self.add(f"{name}/call", op, waits)]
+
     def _put_back(self, call: Call, pool: Pool, ends: list[str]) -> list[str]:
         return self._copy(call, pool, ends, "put_back") if self._moves(call) and call.kind == "train" else ends
 
@@ -113,8 +123,9 @@ class _Writer:
 
     def _train(self, call: Call, pool: Pool, waits: list[str]) -> list[str]:
         costs = self.planning.costs_of(pool.choice.zone, call.role)
-        tasks = update_tasks(costs.update, pool.choice.strategies[call.role].choice)
+        tasks = update_tasks(costs.update, pool.choice.strategies[call.role].choice, hosted=_eager(pool))
         for number in range(self.workload.updates * self.workload.epochs):
+            waits = self._called(f"{call.name}/u{number}", pool, waits, self.workload.minibatch)
             made, waits = renamed(tasks, f"{call.name}/u{number}", lambda g: f"{call.role}/{g}", waits)
             self.tasks += made
         return waits
@@ -122,7 +133,7 @@ class _Writer:
     def _forward(self, call: Call, pool: Pool, waits: list[str]) -> list[str]:
         costs = self.planning.costs_of(pool.choice.zone, call.role)
         sequences = max(round(call.share * self.workload.sequences), 1)
-        tasks = forward_tasks(costs.update, pool.choice.strategies[call.role], sequences)
+        tasks = forward_tasks(costs.update, pool.choice.strategies[call.role], sequences, hosted=_eager(pool))
         made, ends = renamed(tasks, call.name, lambda g: f"{call.role}/{g}", waits)
         self.tasks += made
         return ends
@@ -169,9 +180,10 @@ class _Writer:
             return self._weights_arrive(call, pool, model_B, layers, waits)
         if self.planning.rules.same_degrees:
             return waits
-        kernels = (generation.host_copy(costs.weights_B(generating.degrees)), generation.engine_start())
+        kernels = start_kernels(self.workload, costs.weights_B(generating.degrees))
         start = self.add(f"{call.name}/transition", Compute(group=pool.name, kernels=kernels), waits)
-        gather = gather_of(self._resharding(pool, generating), model_B, layers)
+        matrices = layers * MATRICES if self.workload.generation.padded else 1
+        gather = gather_of(self._resharding(pool, generating), model_B, layers, matrices)
         if gather is None:
             return [start]
         group = f"{call.role}/resharding"
@@ -206,3 +218,8 @@ class _Writer:
                     kinds = {kind: size for kind, size in states.items() if size}
                     found |= {f"{role}/stage{s}": kinds for s in range(strategy.pp)}
         return found
+
+
+def _eager(pool: Pool) -> bool:
+    """Whether it was measured what the host takes for calls and modules there."""
+    return generation_eager.eager_of(pool.choice.zone.device) is not None

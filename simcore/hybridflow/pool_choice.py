@@ -14,7 +14,7 @@ from simcore.hybridflow.dataflow import Call
 from simcore.hybridflow.generation_costs import Degrees, Generated, GenerationCosts
 from simcore.hybridflow.model_costs import RoleCosts, Strategy
 from simcore.hybridflow.resharding import Engine
-from simcore.hybridflow.transition import broadcast_s, gather_of, reshard, transition_s
+from simcore.hybridflow.transition import MATRICES, broadcast_s, gather_of, reshard, start_kernels, transition_s
 from simcore.hybridflow.zones import Shifted, Zone
 from simcore.training.configurations import divisors
 from simcore.training.quick_parts import Prices
@@ -259,8 +259,9 @@ class PoolChoices:
             return broadcast_s(s.choice.n_ranks, model_B, layers, self.cost)
         if self.same_degrees:
             return 0.0
-        gather = gather_of(reshard(self.engine, s.choice, degrees), model_B, layers)
-        return transition_s(gather, costs.weights_B(degrees), self.zone, self.cost)
+        matrices = layers * MATRICES if self.workload.generation.padded else 1
+        gather = gather_of(reshard(self.engine, s.choice, degrees), model_B, layers, matrices)
+        return transition_s(gather, start_kernels(self.workload, costs.weights_B(degrees)), self.zone, self.cost)
 
     def _extra_weights_B(self, role: str, s: Strategy, degrees: Degrees) -> float:
         """Weights that generation holds beside the trained ones: with `hybridflow` all but the rank's own training shard."""

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels.generation import ENGINE_START_S, host_copy_s
+from costmodels import generation
+from costmodels.kernels import Kernel, kernel
 from simcore.hybridflow import grouping
 from simcore.hybridflow.generation_costs import Degrees
 from simcore.hybridflow.resharding import Engine, Resharding, resharding
@@ -17,6 +18,7 @@ from simcore.hybridflow.zones import Zone
 from simcore.plan import Collective
 from simcore.training.choice import Choice
 from simcore.training.quick_parts import Prices
+from simcore.workloads.rlhf import Rlhf
 
 Ints = NDArray[np.int64]
 
@@ -30,14 +32,18 @@ class Gather:
     repeat: int
 
 
-def gather_of(of: Resharding, model_B: float, layers: int) -> Gather | None:
-    """What an engine gathers of a model; None where every rank already has what it generates with."""
+MATRICES = 7
+"""Of a layer of a Llama, each of which is gathered by itself where modules that train generate too."""
+
+
+def gather_of(of: Resharding, model_B: float, layers: int, pieces: int = 1) -> Gather | None:
+    """What an engine gathers of a model, `hybridflow` in `pieces`; None where every rank already has what it generates with."""
     groups = np.unique(np.sort(of.gathered, axis=1), axis=0)
     if groups.shape[1] == 1:
         return None
     peak = float(of.peak())
     if of.engine == "hybridflow":
-        return Gather(groups=groups, nbytes=round(model_B * peak), repeat=1)
+        return Gather(groups=groups, nbytes=round(model_B * peak / pieces), repeat=pieces)
     return Gather(groups=groups, nbytes=round(model_B / layers), repeat=layers)
 
 
@@ -52,10 +58,17 @@ def reshard(engine: Engine, choice: Choice, generation: Degrees) -> Resharding:
     return resharding(grouping.Degrees(pp=pp, tp=tp, dp=dp, gen_pp=generation.pp, gen_tp=generation.tp), engine)
 
 
-def transition_s(gather: Gather | None, weights_B: float, zone: Zone, cost: Prices) -> float:
-    """Start of the engine, `weights_B` from the host, and the gather alone on the network; `cost` counts ranks from the zone's
-    first."""
-    seconds = ENGINE_START_S + float(host_copy_s(zone.device, weights_B))
+def start_kernels(workload: Rlhf, weights_B: float) -> tuple[Kernel, ...]:
+    """Before the first prompt: weights from the host and the start of an engine; or, where the modules that train generate too,
+    weights put into one place, and taken out of it again."""
+    if workload.generation.padded:
+        return (kernel("copy", "float32", count=2, elements=round(weights_B / 4)),)
+    return (generation.host_copy(weights_B), generation.engine_start())
+
+
+def transition_s(gather: Gather | None, start: tuple[Kernel, ...], zone: Zone, cost: Prices) -> float:
+    """What `start_kernels` take, and the gather alone on the network; `cost` counts ranks from the zone's first."""
+    seconds = float(cost.seconds_each(start, zone.device).sum())
     if gather is None:
         return seconds
     op = Collective(kind="all_gather", group="", along=(), nbytes=gather.nbytes)

@@ -220,12 +220,13 @@ def tensor_collectives(piece: Piece, choice: Choice, *, forward: bool) -> tuple[
 
     Forward, each half of a layer sums its output; with sequence parallelism it gathers its input and scatters the sum
     (Korthikanti et al. 2022, section 4.2.2). Backward, sums of input gradients hide behind the products that make weight
-    gradients, and so does gathering the inputs again; only gathering output gradients is waited for. Embedding and head are
-    split by vocabulary. Full recomputation repeats the forward ones. Without `overlap_tensor` nothing hides.
+    gradients, and so does gathering the inputs again; only gathering output gradients is waited for. Embedding and head, where
+    they are split, are split by vocabulary. Full recomputation repeats the forward ones. Without `overlap_tensor` nothing hides.
     """
     if choice.tp == 1:
         return {}, {}
-    halves, first, last = 2 * len(piece.layers), int(piece.embed), int(piece.head)
+    halves, split = 2 * len(piece.layers), choice.vocab_parallel
+    first, last = int(piece.embed and split), int(piece.head and split)
     repeated = halves if choice.recompute == "full" else 0
     exposed: Counts
     hidden: Counts = {}

@@ -11,7 +11,7 @@ from costmodels import compute, fitted
 from costmodels.arithmetic import native_dtype
 from costmodels.checkpoint import is_checkpoint
 from costmodels.generation_work import is_generation
-from costmodels.kernels import Kernel
+from costmodels.kernels import LOGPROBS, Kernel
 from costmodels.libraries import Libraries
 from costmodels.specs import DeviceSpec, Estimate
 from costmodels.transformer_kernels import NARROW
@@ -47,6 +47,8 @@ def kind_of(kernel: Kernel) -> str:
         return "checkpoint"
     if kernel.name == "released_cast":
         return "released"
+    if kernel.name in LOGPROBS:
+        return "products"
     if kernel.name == "gemm":
         return "narrow" if kernel.dtype in NARROW.values() else "products"
     return "attention" if kernel.name.startswith("attention") else "streaming"

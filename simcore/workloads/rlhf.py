@@ -12,13 +12,15 @@ from costmodels import model_config
 from costmodels.serving import NAMES
 from costmodels.transformer import TransformerShape, forward_flops_per_token, total_elements
 from simcore.errors import Problem, ScenarioError
-from simcore.hybridflow.dataflow import BUILT_IN, Call, Dataflow, Kind, Stage, call, own
+from simcore.hybridflow.dataflow import BUILT_IN, Call, Dataflow, Kind, Stage, call, own, with_checks, with_log_prob
 from simcore.hybridflow.lengths import Lengths, draw
 from simcore.validation import suggestion
 from simcore.workloads.transformer_training import Shape, model_of
 
 Ints = NDArray[np.int64]
 MOST_SEQUENCES = 1 << 18
+PADDED = "transformers"
+"""The engine without continuous batching: `generate` of Hugging Face, and what the real backend has."""
 MODELS_OF_TOKENS = ("actor", "reference")
 """Roles whose model has a head over the vocabulary; all others have one that gives a single number, unless they generate."""
 
@@ -50,6 +52,11 @@ class Generation(BaseModel):
         0.9, gt=0, le=1, description="Of a device's memory, that everything together may take (vLLM's default)."
     )
 
+    @property
+    def padded(self) -> bool:
+        """Whether a replica answers all of its prompts at once, every step with all of them until the longest answer ends."""
+        return self.engine == PADDED
+
 
 class Params(BaseModel):
     """An RLHF job."""
@@ -68,7 +75,17 @@ class Params(BaseModel):
     response_len: Lengths = Field(description="Tokens of responses: a number, or a distribution.")
     epochs: int = Field(1, ge=1, le=100, description="Times that training goes over the batch.")
     updates: int = Field(8, ge=1, le=4096, description="Updates of each epoch; each has a minibatch.")
-    precision: Literal["bfloat16", "float16"] = Field("bfloat16", description="What products compute in.")
+    checked: list[str] = Field(
+        default_factory=list,
+        description="Roles whose scores come from a check in code instead of a model, such as a reward that can be verified.",
+    )
+    recompute_log_prob: bool = Field(
+        False,
+        description="Log-probabilities of responses by a forward pass of the actor, as in verl; default: those of generation.",
+    )
+    precision: Literal["bfloat16", "float16", "float32"] = Field(
+        "bfloat16", description="What products compute in; float32 on a CPU."
+    )
     generation: Generation = Field(
         default_factory=lambda: Generation.model_validate({}), description="How responses are generated."
     )
@@ -94,6 +111,7 @@ class Rlhf:
     offload: frozenset[str]
     iterations: int
     seed: int
+    checked: tuple[str, ...] = ()
 
     @property
     def sequences(self) -> int:
@@ -115,6 +133,14 @@ class Rlhf:
         """Prompts and responses, once, as HybridFlow counts."""
         return int(self.prompt_len.sum() + self.response_len.sum())
 
+    @property
+    def lengths(self) -> dict[str, list[int]]:
+        """Shortest and longest prompt and response, in tokens."""
+        return {
+            name: [int(lengths.min()), int(lengths.max())]
+            for name, lengths in (("prompt", self.prompt_len), ("response", self.response_len))
+        }
+
     def trained(self, role: str) -> TransformerShape:
         """The shape that training and forward calls have: without a head over the vocabulary where the role gives one number.
 
@@ -131,6 +157,8 @@ class Rlhf:
         """What reports and the real backend need to know, as JSON can hold it."""
         return {
             "name": "rlhf",
+            **({"checked": list(self.checked)} if self.checked else {}),
+            **({"lengths": self.lengths} if self.generation.padded else {}),
             "algorithm": self.dataflow.name,
             "models": {role: model_config.described(shape) for role, shape in self.models.items()},
             "parameters": {role: total_elements(shape) for role, shape in self.models.items()},
@@ -168,6 +196,9 @@ def build(params: Params, rng: np.random.Generator, base_dir: Path) -> Rlhf:
     problems = list(_problems(params, dataflow))
     if problems:
         raise ScenarioError("a workload that contradicts itself", problems)
+    dataflow = with_checks(dataflow, params.checked)
+    if params.recompute_log_prob:
+        dataflow = with_log_prob(dataflow)
     n = params.prompts * params.samples
     prompts = np.repeat(draw(params.prompt_len, params.prompts, rng), params.samples)
     return Rlhf(
@@ -183,6 +214,7 @@ def build(params: Params, rng: np.random.Generator, base_dir: Path) -> Rlhf:
         offload=frozenset(params.offload),
         iterations=params.iterations,
         seed=int(rng.integers(2**31)),
+        checked=tuple(params.checked),
     )
 
 
@@ -198,16 +230,21 @@ def _dataflow(params: Params) -> Dataflow:
 
 def _problems(params: Params, dataflow: Dataflow) -> list[Problem]:
     found = []
-    for name, roles in (("models", list(params.models)), ("offload", params.offload)):
+    for name, roles in (("models", list(params.models)), ("offload", params.offload), ("checked", params.checked)):
         found += [
             Problem(f"{name}.{role}", role, ", ".join(dataflow.roles), suggestion(role, dataflow.roles))
             for role in roles
             if role not in dataflow.roles
         ]
+    found += [
+        Problem("checked", role, "a role that neither trains nor generates")
+        for role in params.checked
+        if dataflow.kinds_of(role) - {"forward"}
+    ]
     n = params.prompts * params.samples
     if n < params.updates:
         found.append(Problem("updates", str(params.updates), f"at most the {n} sequences of an iteration"))
-    if params.generation.engine not in NAMES:
-        advice = suggestion(params.generation.engine, NAMES)
-        found.append(Problem("generation.engine", params.generation.engine, ", ".join(NAMES), advice))
+    engine, engines = params.generation.engine, (*NAMES, PADDED)
+    if engine not in engines:
+        found.append(Problem("generation.engine", engine, ", ".join(engines), suggestion(engine, engines)))
     return found

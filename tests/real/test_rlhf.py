@@ -1,30 +1,21 @@
-"""RLHF for real: losses by their definitions, protocols by the paper's table, and every placement beside one plain process."""
+"""RLHF for real, in one process: losses by their definitions, answers, protocols by the paper's table, mistakes."""
 
-import json
 import math
-import os
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from simcore.errors import CannotRun, InputError
+from simcore.errors import InputError
 from simcore.hybridflow.grouping import Degrees, grouping
-from simcore.hybridflow.resharding import table_2
 
 ray = pytest.importorskip("ray")
 pytest.importorskip("transformers")
 
-from real.rlhf import losses, task  # noqa: E402
+from real.rlhf import losses  # noqa: E402
 from real.rlhf.advantages import advantages  # noqa: E402
-from real.rlhf.algorithms import Dataflow  # noqa: E402
-from real.rlhf.controller import finish, put  # noqa: E402
 from real.rlhf.job import ALGORITHMS, Algorithm, Job  # noqa: E402
 from real.rlhf.models import actor_model, logprobs  # noqa: E402
-from real.rlhf.placement import Placement, PoolSpec, apart, of_plan, together  # noqa: E402
+from real.rlhf.placement import Placement, PoolSpec, of_plan  # noqa: E402
 from real.rlhf.protocols import (  # noqa: E402
     dp_proto,
     one_to_all,
@@ -33,10 +24,8 @@ from real.rlhf.protocols import (  # noqa: E402
     three_d_proto,
 )
 from real.rlhf.reference import Reference  # noqa: E402
-from real.rlhf.run import HISTORY, iterate, place, processes, run, started  # noqa: E402
 from real.rlhf.sampling import generate, gumbel  # noqa: E402
-
-ITERATIONS = 3
+from real.rlhf.task import task_of  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -161,7 +150,7 @@ def test_advantages_of_each_algorithm(algorithm: Algorithm) -> None:
 def test_answers_with_a_cache_are_those_without_one() -> None:
     chosen = job(prompts=6)
     model = actor_model(chosen)
-    prompts = task.prompts(0, 0, 6, chosen.prompt_len, 32)
+    prompts = task_of(chosen).prompts(0)
     noise = gumbel(0, 0, torch.arange(6), chosen.response_len, 32)
     tokens, mask = generate(model, prompts, chosen.response_len, noise)
     other = Reference(chosen)
@@ -187,7 +176,7 @@ def test_largest_logit_plus_noise_is_a_draw_from_their_softmax() -> None:
 
 
 def test_a_response_ends_with_its_end_token() -> None:
-    model = actor_model(job())
+    end, model = job().end, actor_model(job())
     with torch.no_grad():
         model.lm_head.weight.zero_()  # every token is as likely, so many responses end early
     rows = torch.arange(200)
@@ -198,8 +187,8 @@ def test_a_response_ends_with_its_end_token() -> None:
     for i in range(200):
         assert mask[i, : length[i]].all()
         assert not response[i, length[i] :].any()
-        assert not (response[i, : length[i] - 1] == task.END).any()
-        assert length[i] == 6 or response[i, length[i] - 1] == task.END
+        assert not (response[i, : length[i] - 1] == end).any()
+        assert length[i] == 6 or response[i, length[i] - 1] == end
 
 
 def test_logprobs_are_those_of_the_models_logits() -> None:
@@ -212,8 +201,9 @@ def test_logprobs_are_those_of_the_models_logits() -> None:
 def test_the_task_counts_even_tokens_and_those_that_four_divides() -> None:
     tokens = torch.tensor([[9, 7, 8, 6, 5, 0], [9, 6, 3, 6, 8, 8]])
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]).bool()
-    assert task.reward(tokens, mask, 2).tolist() == [0.5, 0.25]
-    assert task.cost(tokens, mask, 2).tolist() == [0.25, 0.0]
+    task = task_of(job(prompt_len=2, response_len=4))
+    assert task.reward(tokens, mask).tolist() == [0.5, 0.25]
+    assert task.cost(tokens, mask).tolist() == [0.25, 0.0]
 
 
 # --- protocols
@@ -278,156 +268,3 @@ def test_a_plans_decisions_are_a_placement() -> None:
     first, second = (dict(pool.degrees) for pool in found.pools)
     assert first == {"actor": Degrees(tp=2, gen_tp=1), "reward": Degrees(dp=2)}
     assert second == {"reference": Degrees(), "critic": Degrees()}
-
-
-# --- on processes
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """One Ray for all tests of this file; more ranks than cores is fine for what they check."""
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
-
-
-REST = ("critic", "reference", "reward", "cost")
-POOLS: dict[str, list[tuple[tuple[str, ...], Degrees]]] = {
-    "one pool, 1-2-1 to 1-1-2": [(("actor", *REST), Degrees(tp=2, gen_tp=1))],
-    "one pool, 1-2-2 to 1-2-1-2": [(("actor", *REST), Degrees(tp=2, dp=2, gen_tp=2))],
-    "two pools": [(("actor",), Degrees(tp=2, gen_tp=1)), (REST, Degrees(dp=2))],
-    "four pools": [
-        (("actor",), Degrees(tp=2, gen_tp=2)),
-        (("critic",), Degrees(tp=2, gen_tp=2)),
-        (("reference",), Degrees()),
-        (("reward", "cost"), Degrees()),
-    ],
-}
-"""Roles and degrees of one pool, two and four; training and generation split in different ways."""
-
-TOLERANCE = 2e-5
-"""Three iterations of two steps of 1e-3 each move parameters by 6e-3; sums in another order move them by this at most."""
-
-
-@pytest.fixture(scope="module")
-def alone() -> dict[str, tuple[Reference, list[dict[str, float]]]]:
-    """What one plain process makes of each algorithm."""
-    torch.set_num_threads(1)
-    found = {}
-    for algorithm in ALGORITHMS:
-        reference = Reference(job(algorithm))
-        found[algorithm] = reference, [reference.iteration() for _ in range(ITERATIONS)]
-    return found
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", POOLS)
-def test_every_placement_trains_what_one_process_does(
-    name: str, cluster: None, alone: dict[str, tuple[Reference, list[dict[str, float]]]], tmp_path: Path
-) -> None:
-    """Half of the algorithms on the same processes, the other half in the next; pools without a role of an algorithm are idle."""
-    half = list(POOLS).index(name) % 2
-    with processes([degrees.n_ranks for _, degrees in POOLS[name]], tmp_path) as pools:
-        for algorithm in ALGORITHMS[half::2]:
-            chosen = job(algorithm)
-            used = [pool for pool, (roles, _) in zip(pools, POOLS[name], strict=True) if set(roles) & set(chosen.roles)]
-            flow = place(chosen, apart(chosen, *POOLS[name]), used)
-            agrees(flow, iterate(flow, ITERATIONS, tmp_path), *alone[algorithm])
-            reshards_what_the_formula_says(flow)
-
-
-def agrees(flow: Dataflow, told: list[dict[str, float]], reference: Reference, history: list[dict[str, float]]) -> None:
-    """The same answers in every iteration, and in the end the same parameters."""
-    for mine, theirs in zip(told, history, strict=True):
-        assert {name: mine[name] for name in theirs} == pytest.approx(theirs, abs=1e-6)
-    trained = [role for role in ("actor", "critic") if role in flow.models]
-    ranks = {role: flow.models[role].ask("parameters") for role in trained}
-    wanted, before = reference.parameters(), Reference(flow.job).parameters()
-    assert {f"{role}.{name}" for role in trained for name in ranks[role][0]} == set(wanted)
-    for role in trained:
-        for found in ranks[role]:
-            for name, value in found.items():
-                assert (value - wanted[f"{role}.{name}"]).abs().max().item() < TOLERANCE, (flow.job.algorithm, name)
-    assert max((wanted[key] - before[key]).abs().max().item() for key in wanted) > 100 * TOLERANCE
-
-
-def reshards_what_the_formula_says(flow: Dataflow) -> None:
-    """Bytes received by each rank in the last transition, and held after it."""
-    degrees, model = flow.models["actor"].degrees, flow.job.model
-    matrices_B = 4 * int(model["layers"]) * (4 * 32 * 32 + 3 * 32 * 64)
-    volume, _, _ = table_2(degrees, "hybridflow")
-    for received_B, held_B in flow.models["actor"].ask("resharded"):
-        assert received_B == volume * matrices_B
-        assert held_B * degrees.tp == matrices_B
-
-
-@pytest.mark.slow
-def test_data_goes_from_process_to_process(cluster: None, tmp_path: Path) -> None:
-    """Each process fetches the rows of its own shard; the controller has references."""
-    chosen = job()
-    with started(chosen, apart(chosen, *POOLS["two pools"]), tmp_path) as flow:
-        batch = flow._generated(flow._asked(), sample=True)
-        assert all(isinstance(piece.ref, ray.ObjectRef) for pieces in batch.columns.values() for piece in pieces)
-        flow.models["reward"].call("reward", dp_proto(2), batch, ("tokens", "mask"), ("reward",))
-        finish(flow.pools)
-        fetched = [ray.get([worker.fetched.remote() for worker in pool.workers]) for pool in flow.pools]
-    row_B = (chosen.prompt_len + chosen.response_len) * 8 + chosen.response_len
-    asked_B = (chosen.prompt_len + 1) * 8
-    assert fetched == [[chosen.sequences // 2 * asked_B] * 2, [chosen.sequences // 2 * row_B] * 2]
-
-
-@pytest.mark.slow
-def test_a_process_that_dies_is_reported_with_its_log(cluster: None, tmp_path: Path) -> None:
-    chosen = job()
-
-    def end(worker: object) -> None:
-        print("out of luck", file=sys.stderr, flush=True)
-        os._exit(3)
-
-    def after(i: int, told: dict[str, float]) -> None:
-        if i == 0:
-            flow.models["actor"].pool.workers[1].__ray_call__.remote(end)
-
-    placed = apart(chosen, *POOLS["one pool, 1-2-1 to 1-1-2"])
-    with started(chosen, placed, tmp_path) as flow, pytest.raises(CannotRun) as caught:
-        iterate(flow, 3, tmp_path, each=after)
-    (problem,) = caught.value.problems
-    assert problem.field == "pool0, rank 1"
-    assert problem.given == "ended"
-    assert "out of luck" in problem.advice
-    assert (tmp_path / HISTORY).read_text().count("reward") == 1  # what was done is kept
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["grpo", "safe_rlhf"])
-def test_reward_rises(algorithm: Algorithm) -> None:
-    """In one process, which every placement agrees with; for Safe-RLHF the cost falls below its limit too."""
-    answers = 4 if algorithm == "grpo" else 1
-    chosen = Job(algorithm=algorithm, prompts=64 // answers, answers=answers, kl=0.0, **RATES)
-    reference = Reference(chosen)
-    history = [reference.iteration() for _ in range(40)]
-    means = {name: [told[name] for told in history] for name in history[0]}
-    assert np.mean(means["reward"][-5:]) > np.mean(means["reward"][:5]) + 0.15
-    if algorithm == "safe_rlhf":
-        assert np.mean(means["cost"][-5:]) < chosen.cost_limit
-
-
-RATES = {"learning_rate": 1e-2, "critic_learning_rate": 1e-2}
-
-
-@pytest.mark.slow
-def test_a_job_runs_on_processes_of_its_own(cluster: None, tmp_path: Path) -> None:
-    chosen, seen = job("grpo"), []
-    history = run(
-        chosen, together(chosen, Degrees(tp=2, gen_tp=1)), 2, tmp_path, each=lambda i, told: seen.append((i, told))
-    )
-    assert json.loads((tmp_path / HISTORY).read_text()) == history == [told for _, told in seen]
-    assert [i for i, _ in seen] == [0, 1]
-
-
-def test_rows_of_a_batch_in_pieces(cluster: None) -> None:
-    batch = put({"x": torch.arange(10)})
-    part = batch.rows(3, 9).rows(1, 4)
-    assert part.count == 3
-    (piece,) = part.columns["x"]
-    assert (piece.first, piece.end) == (4, 7)

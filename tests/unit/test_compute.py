@@ -9,7 +9,7 @@ from costmodels.arithmetic import native_dtype
 from costmodels.catalog import Catalog
 from costmodels.compute import estimate, seconds
 from costmodels.gemm import gemm_seconds
-from costmodels.kernels import flops, kernel, nbytes
+from costmodels.kernels import LOGPROBS, flops, kernel, nbytes
 
 CATALOG = Catalog()
 DEVICES = ("h100_sxm", "a100_sxm_80", "v100_sxm2_16", "t4", "l40s", "mi300x", "jetson_orin", "server_cpu")
@@ -42,6 +42,20 @@ def test_launches_add_up_and_streams_grow_with_size(name: str) -> None:
     assert sizes == sorted(sizes)
     both = [kernel("add", "float32", rows=512, cols=512), kernel("gemm", "float32", m=64, n=64, k=64)]
     assert seconds(both, device) == pytest.approx(sum(estimate(k, device).seconds for k in both))
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_logprobs_take_what_their_products_do(name: str) -> None:
+    """Forward less than the product that writes its logits, backward three products; never faster than the roofline."""
+    device = CATALOG.device(name)
+    peak = device.flop_per_s[native_dtype("bfloat16", device)]
+    made = [kernel(each, "bfloat16", rows=4096, cols=576, vocab=49152) for each in LOGPROBS]
+    forward, backward = (estimate(each, device).seconds for each in made)
+    logits = estimate(kernel("gemm", "bfloat16", m=4096, n=49152, k=576), device).seconds
+    assert forward < logits < backward
+    for each, found in zip(made, (forward, backward), strict=True):
+        assert found >= flops(each) / peak
+        assert estimate(each, device).extrapolated
 
 
 def test_a_dtype_without_arithmetic_is_computed_as_another_and_says_so() -> None:

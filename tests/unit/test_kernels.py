@@ -15,6 +15,10 @@ BY_HAND = [
     (kernel("silu_mul", "bfloat16", rows=3, cols=7), 6 * 21, 3 * 2 * 21),
     (kernel("adamw", "bfloat16", params=10), 120, 10 * (6 + 16)),
     (kernel("copy", "float32", elements=10), 0, 80),
+    (kernel("linear_logprob", "bfloat16", rows=3, cols=5, vocab=7), 2 * 105, 2 * (15 + 35) + 3 * (8 + 16)),
+    (kernel("linear_logprob_backward", "bfloat16", rows=3, cols=5, vocab=7), 6 * 105, 6 * (15 + 35 + 21) + 3 * (8 + 16)),
+    (kernel("gae", "float32", rows=3, cols=7), 6 * 21, 17 * 21),
+    (kernel("grouped_advantage", "float32", rows=3, cols=7), 6 * 21, 8 * 21),
 ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from costmodels.catalog import Catalog
 from costmodels.fit.elementwise import fit
 from costmodels.fitted import load
-from costmodels.kernels import NAMES, kernel, nbytes
+from costmodels.kernels import CONVOLUTIONS, LOGPROBS, NAMES, kernel, nbytes
 from costmodels.streaming import (
     L2_SPEEDUP,
     norm_plan,
@@ -35,7 +35,7 @@ DEVICES = (
     "server_cpu",
     "tpu_v5e",
 )
-STREAMS = sorted(NAMES - {"gemm", "attention", "attention_backward", "conv2d", "conv2d_backward"})
+STREAMS = sorted(NAMES - {"gemm", "attention", "attention_backward", *CONVOLUTIONS, *LOGPROBS})
 SHAPE = {"rows": 4096, "cols": 2048, "vocab": 32000, "params": 10**7, "elements": 10**7}
 SHAPE |= dict.fromkeys(("inputs", "outputs", "reads", "writes"), 10**7)
 

@@ -1,0 +1,208 @@
+"""What generation and the calls of a controller take on this machine; see `costmodels.generation_eager` for what it is used for.
+
+The first half runs in every process of a calibration, the second where it was started.
+"""
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.nn import functional
+from transformers import LlamaForCausalLM
+
+from costmodels import generation_eager
+from costmodels.specs import DeviceSpec
+from costmodels.transformer import TransformerShape
+from real.microbench import InTurn, timed
+from real.model import build_model
+from real.rlhf.parallel import mesh, tensor_parallel
+from real.rlhf.sampling import generate, gumbel
+from simcore.hybridflow.grouping import Degrees
+
+SMALL = {"hidden": 64, "ffn": 64, "heads": 8, "head_dim": 8, "vocab": 64, "max_len": 512}
+DEPTHS = (2, 6)
+"""Layers of models whose products are next to nothing: what a step takes grows by the host's time for a layer."""
+LARGE: tuple[Mapping[str, int], ...] = (
+    {"layers": 3, "hidden": 192, "ffn": 512, "heads": 3, "head_dim": 64, "vocab": 256, "max_len": 512},
+    {"layers": 2, "hidden": 384, "ffn": 1024, "heads": 6, "head_dim": 64, "vocab": 256, "max_len": 512},
+)
+BATCHES, PROMPT, STEPS = (8, 24), 32, 33
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
+MATRICES = ((256, 256), (688, 256), (512, 512), (512, 1376), (1376, 512))
+CACHES = (
+    (1, 1, 8, 16),
+    (4, 4, 64, 64),
+    (8, 8, 64, 64),
+    (16, 8, 128, 64),
+    (32, 8, 192, 64),
+)  # batch, heads, tokens, width
+DRAWN = (16, 32, 256)  # sequences, tokens, vocabulary
+CALLED_B = (4_096, 65_536, 1_048_576)
+CALLS, HELD_S = 40, 0.5
+
+SPLIT = ("split_layer_s", "split_forward_s", "split_backward_s")
+
+Point = tuple[int, float]
+
+
+def eager(at_least_s: float, repeats: int) -> dict[str, Any]:
+    """Times of this process while the others measure the same; `steps` of whole models: (shape, batch, tokens cached, seconds)."""
+    shallow, deep = (_step_s({**SMALL, "layers": n}, 1, repeats) for n in DEPTHS)
+    layer_s = (deep - shallow) / (DEPTHS[1] - DEPTHS[0])
+    rows, length, vocab = DRAWN
+    drawn = timed(lambda: gumbel(0, 0, torch.arange(rows), length, vocab), at_least_s)[0]
+    return {
+        "layer_s": layer_s,
+        "step_s": max(shallow - DEPTHS[0] * layer_s, 0.0),
+        **_split(layer_s, repeats),
+        "products": [(n, _product_s(n, at_least_s)) for n in ROWS],
+        "cache": [(2 * b * h * t * d, _cache_s(b, h, t, d, at_least_s)) for b, h, t, d in CACHES],
+        "draw_s": drawn / (rows * length * vocab),
+        "steps": [(shape, n, PROMPT + STEPS // 2, _step_s(shape, n, repeats)) for shape in LARGE for n in BATCHES],
+    }
+
+
+def _step_s(shape: Mapping[str, int], batch: int, repeats: int, split: bool = False) -> float:
+    """Seconds of a decode step: the median of so many answers, the first of which is not counted."""
+    model = _model(shape, split=split)
+    prompts = torch.randint(0, shape["vocab"], (batch, PROMPT))
+    found = []
+    for _ in range(repeats + 1):
+        dist.barrier()
+        read: list[float] = []
+        generate(model, prompts, STEPS, end=-1, prompts_read=lambda r=read: r.append(time.perf_counter()))  # type: ignore[misc]
+        found.append((time.perf_counter() - read[0]) / (STEPS - 1))
+    return _mean_of_ranks(float(np.median(found[1:])))
+
+
+def _split(layer_s: float, repeats: int) -> dict[str, float]:
+    """What a layer takes that is split over all processes, with its sums of next to nothing: of a step; and forward and backward in
+    training, how much longer that is."""
+    if dist.get_world_size() == 1:
+        return {"split_layer_s": layer_s, "split_forward_s": 0.0, "split_backward_s": 0.0}
+    shallow, deep = (_step_s({**SMALL, "layers": n}, 1, repeats, split=True) for n in DEPTHS)
+    more = DEPTHS[1] - DEPTHS[0]
+    each = [[np.array(_passes_s(n, 4 * repeats, split=split)) for n in DEPTHS] for split in (False, True)]
+    (whole, split) = ((b - a) / more for a, b in each)
+    found = dict(zip(("split_forward_s", "split_backward_s"), (split - whole).tolist(), strict=True))
+    return {"split_layer_s": (deep - shallow) / more, **found}
+
+
+def _passes_s(layers: int, repeats: int, *, split: bool) -> tuple[float, float]:
+    """Seconds forward and backward of a few tokens: medians, the first two not counted."""
+    model = _model({**SMALL, "layers": layers}, split=split)
+    tokens = torch.zeros(1, 8, dtype=torch.int64)
+    found = []
+    for _ in range(repeats + 2):
+        dist.barrier()
+        start = time.perf_counter()
+        loss = model(tokens, use_cache=False).logits.sum()
+        middle = time.perf_counter()
+        loss.backward()
+        found.append((middle - start, time.perf_counter() - middle))
+        model.zero_grad()
+    forward, backward = np.median(found[2:], axis=0).tolist()
+    return _mean_of_ranks(forward), _mean_of_ranks(backward)
+
+
+def _model(shape: Mapping[str, int], *, split: bool) -> LlamaForCausalLM:
+    """A Llama of calibration, whole or split over all processes."""
+    model = build_model({**shape, "kv_heads": shape["heads"], "tied_embeddings": False}, "float32", 0)
+    if split:
+        tensor_parallel(model, mesh(np.arange(dist.get_world_size())[None], torch.device("cpu"))["member"])
+    return model
+
+
+def _product_s(rows: int, at_least_s: float) -> float:
+    """Of a multiply-add: the mean of some matrices, without what starting a product takes."""
+    tiny, each = _linear_s(1, 8, 8, at_least_s), []
+    for wide, deep in MATRICES:
+        seconds = _linear_s(rows, wide, deep, at_least_s)
+        each.append(max(seconds - tiny, 0.1 * seconds) / (rows * wide * deep))
+    return _mean_of_ranks(float(np.mean(each)))
+
+
+def _linear_s(rows: int, wide: int, deep: int, at_least_s: float) -> float:
+    x, w = InTurn(lambda: (torch.randn(rows, deep),)), InTurn(lambda: (torch.randn(wide, deep),))
+    with torch.no_grad():
+        return timed(lambda: functional.linear(x.next()[0], w.next()[0]), at_least_s)[0]
+
+
+def _cache_s(batch: int, heads: int, tokens: int, width: int, at_least_s: float) -> float:
+    """Of appending a token to keys and values of a layer, and attending to all of them."""
+    held = InTurn(lambda: tuple(torch.randn(batch, heads, tokens, width) for _ in range(2)))
+    q, k, v = (torch.randn(batch, heads, 1, width) for _ in range(3))
+
+    def run() -> torch.Tensor:
+        keys, values = held.next()
+        keys, values = torch.cat([keys, k], dim=-2), torch.cat([values, v], dim=-2)
+        return functional.scaled_dot_product_attention(q, keys, values)
+
+    return _mean_of_ranks(timed(run, at_least_s)[0])
+
+
+def _mean_of_ranks(number: float) -> float:
+    total = torch.tensor(number, dtype=torch.float64)
+    dist.all_reduce(total)
+    return float(total) / dist.get_world_size()
+
+
+def entry(
+    found: Mapping[str, Any], called: Sequence[Point], all_reduce: Mapping[int, Sequence[Point]]
+) -> dict[str, Any]:
+    """The `measured.eager` of a device, given what its processes found, but for `in_step`."""
+    ((_, sum_s), *_) = next(iter(all_reduce.values()))
+    layers = {name: found[name] - generation_eager.SUMS * sum_s for name in SPLIT}
+    return {
+        **{name: found[name] for name in ("step_s", "layer_s", "draw_s")},
+        **{name: [list(point) for point in found[name]] for name in ("products", "cache")},
+        **{name: max(seconds, found["layer_s"] if name == SPLIT[0] else 0.0) for name, seconds in layers.items()},
+        "all_reduce": {n: [list(point) for point in points] for n, points in all_reduce.items()},
+        "call": [list(point) for point in called],
+        "in_step": 1.0,
+    }
+
+
+def in_step(found: Mapping[str, Any], device: DeviceSpec) -> float:
+    """How much longer products and cache take inside steps of a calibration's models than one by one."""
+    ratios = []
+    for sizes, batch, kv_len, seconds in found["steps"]:
+        shape = TransformerShape(**sizes, kv_heads=sizes["heads"])
+        work = generation_eager.decode_s(device, shape, tp=1, batch=batch, kv_len=kv_len)
+        host = generation_eager.host_s(device, shape)
+        drawn = batch * shape.vocab * found["draw_s"]
+        ratios.append((seconds - host) / (float(work) - host - drawn))
+    return round(float(np.exp(np.mean(np.log(np.maximum(ratios, 0.1))))), 4)
+
+
+def calls(processes: int) -> list[Point]:
+    """(bytes, seconds) of a call that reads so much of the call before it, by a controller with as many processes as given, all at
+    work. The controller has made all calls before the first of them ends, as it has where calls take long."""
+    from real.rlhf.controller import Model, finish, put
+    from real.rlhf.job import Job
+    from real.rlhf.protocols import dp_proto
+    from real.rlhf.run import processes as started
+
+    found: list[Point] = []
+    with tempfile.TemporaryDirectory(prefix="windtunnel-") as name, started([1] * processes, Path(name)) as pools:
+        models = [Model("probe", pool, Degrees()) for pool in pools]
+        for model in models:
+            model.build(Job())
+        finish(pools)
+        for size in CALLED_B:
+            column = put({"x": torch.zeros(64, size // 256)})
+            for counted in (False, True):
+                start = time.perf_counter()
+                for model in models:
+                    batch = model.call("echo", dp_proto(1), column, ("x",), ("x",), after_s=HELD_S)
+                    for _ in range(CALLS):
+                        batch = model.call("echo", dp_proto(1), batch, ("x",), ("x",))
+                finish(pools)
+                if counted:
+                    found.append((size, (time.perf_counter() - start - HELD_S) / CALLS))
+    return found

@@ -1,0 +1,59 @@
+"""How good predictions of RLHF are on this machine: plans of `scenarios/hybridflow_this_machine.yaml`, predicted and measured.
+
+    python -m real.rlhf.variations
+
+wants an earlier `windtunnel calibrate`, and a core for each rank. Ends with exit code 1 if the iteration of a plan is predicted
+more than 15 % off, or if plans that measurements tell apart are predicted in another order.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+from real.variations import Variations, measure, options_of, tell
+from simcore.errors import WindtunnelError
+
+LARGEST = 0.15
+TIED = 0.03
+"""Plans whose measured iterations are nearer to each other than this are not told apart."""
+
+LONG = ("workload.prompt_len=32", "workload.response_len=224", "workload.prompts=8")
+GROUPS = ("workload.algorithm=grpo", "workload.prompts=4", "workload.samples=4")
+
+VARIATIONS: Variations = (
+    ("one pool, dp 2", ()),
+    ("one pool, tp 2", ("planner.tp=2",)),
+    ("two pools", ("planner.placement=split",)),
+    ("one pool, dp 2, long responses", LONG),
+    ("two pools, long responses", (*LONG, "planner.placement=split")),
+    ("GRPO, one pool, dp 2", GROUPS),
+)
+
+
+def swapped(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Pairs of plans whose order is predicted wrong."""
+    return [
+        (a["variation"], b["variation"])
+        for a, b in combinations(rows, 2)
+        if abs(a["measured"] / b["measured"] - 1) > TIED
+        and (a["measured"] < b["measured"]) != (a["simulated"] < b["simulated"])
+    ]
+
+
+def main() -> int:
+    """Measure, print, judge."""
+    options = options_of(__doc__, "scenarios/hybridflow_this_machine.yaml")
+    try:
+        rows = measure(options.scenario, options.repeat, options.only, VARIATIONS)
+    except WindtunnelError as error:
+        print(error, file=sys.stderr)
+        return 2
+    good, wrong = tell(rows, LARGEST, LARGEST, as_json=options.json), swapped(rows)
+    for a, b in wrong:
+        print(f"predicted in another order: {a!r} and {b!r}", file=sys.stderr)
+    return 0 if good and not wrong else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
