@@ -20,7 +20,7 @@ from real.checkpoint.memory import ALIGN_B, ToWrite, WarmBuffer, direct, part_of
 from real.checkpoint.opening import open_storage
 from real.checkpoint.ranks import Ranks, own_group
 from real.checkpoint.restoring import Loaded, Restore
-from real.checkpoint.storage import Storage
+from real.checkpoint.storage import SPARE, Storage
 from real.checkpoint.writing import first_problem
 from simcore.checkpoint.cache import PlanCache, plan_key
 from simcore.checkpoint.saving import LARGEST_SHARD_B
@@ -47,7 +47,8 @@ class Checkpointer:
         largest_shard_B: int = LARGEST_SHARD_B,
         threads: int | None = None,
     ) -> None:
-        """`path`: a folder or an address of fsspec. `keep`: how many committed checkpoints stay, None for all.
+        """`path`: a folder or an address of fsspec. `keep`: how many committed checkpoints stay, None for all; in a folder the next
+        save writes over the files of the last one that went, so there is one checkpoint more of them on the disk than is kept.
 
         `ranks` and `background` (of asynchronous saves) replace connections of torch.distributed over `group`.
         """
@@ -86,6 +87,7 @@ class Checkpointer:
         clock.lap("plan")
         views = _views(agreed, described)
         work, mistake = self._copied(views) if asynchronous else (direct(views), None)
+        saving.copied_by = self._buffer.copied_by if asynchronous else "nothing"
         clock.lap("copy")
         finish = Finish(
             storage=self.storage,
@@ -131,7 +133,7 @@ class Checkpointer:
 
     def _place(self, step: int) -> str:
         """Where the checkpoint is written; what earlier saves that were killed have left is removed."""
-        self.storage.clean(frozenset())
+        self.storage.clean(frozenset() if self.keep is None else frozenset((SPARE,)))
         return self.storage.reserve(step)
 
     def _copied(self, views: Sequence[tuple[int, torch.Tensor]]) -> tuple[list[ToWrite], WindtunnelError | None]:
@@ -174,13 +176,13 @@ def _views(agreed: Agreed, described: Described) -> list[tuple[int, torch.Tensor
     ]
 
 
-def save(path: Path, state: Mapping[str, Any], *, step: int, **options: Any) -> str:
+def save(path: Path | Storage, state: Mapping[str, Any], *, step: int, **options: Any) -> str:
     """Save once, synchronously: `Checkpointer(path, **options).save(state, step=step)`; returns the checkpoint's name."""
     return Checkpointer(path, **options).save(state, step=step).wait()
 
 
 def load(
-    path: Path, state: Mapping[str, Any], *, name: str | None = None, step: int | None = None, **options: Any
+    path: Path | Storage, state: Mapping[str, Any], *, name: str | None = None, step: int | None = None, **options: Any
 ) -> Loaded:
     """Load once: `Checkpointer(path, **options).load(state, name=name, step=step)`."""
     return Checkpointer(path, **options).load(state, name=name, step=step)

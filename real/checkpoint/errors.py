@@ -33,7 +33,10 @@ def storage_problem(file: str, error: OSError, advice: str = "") -> Problem:
         "EPERM": "Check the owner and the permissions of the folder.",
         "EROFS": "The file system is mounted read-only.",
         "ENOENT": "Is the store still mounted?",
+        "ESTALE": "Is the store still mounted?",
+        "ENOTCONN": "Is the store still mounted?",
         "EIO": "The device reports an error; look at its health.",
+        "": "Is the store reachable? What was committed before is untouched, and the next save tries again.",
     }
     code = errorcode.get(error.errno or 0, "")
     return Problem(

@@ -26,13 +26,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Saving:
-    """A save that may still be going on. `phases_s` has the seconds of plan, copy, write and commit on this rank."""
+    """A save that may still be going on. `phases_s` has the seconds of plan, copy, write and commit on this rank.
+
+    `copied_by` says which path made the copy of an asynchronous save; a synchronous one writes from the state's own memory.
+    """
 
     step: int
     phases_s: dict[str, float] = field(default_factory=dict)
     planned_anew: bool = True
     written_B: int = 0
     name: str | None = None
+    copied_by: str = "nothing"
     _error: BaseException | None = None
     _thread: threading.Thread | None = None
 
@@ -130,11 +134,18 @@ class Finish:
             try:
                 metadata = encode(self._metadata([json.loads(r) for r in reports]))
                 name = self.storage.commit(self.place, self.saving.step, metadata)
-                if self.keep is not None:
-                    prune(self.storage, self.keep)
+                self._prune(name)
             except WindtunnelError as error:
                 mistake = error
         return gather_problems(self.ranks, mistake, name.encode())[0].decode()
+
+    def _prune(self, name: str) -> None:
+        """What is committed stays committed: old checkpoints that cannot be removed now are a warning."""
+        try:
+            if self.keep is not None:
+                prune(self.storage, self.keep, reuse=True)
+        except CheckpointError as error:
+            logger.warning("%s is committed, but older checkpoints were not removed: %s", name, error)
 
     def _metadata(self, reports: Sequence[Mapping[str, Any]]) -> Metadata:
         plan = self.agreed.plan

@@ -1,11 +1,14 @@
 """What a checkpoint is, whether it is whole, and how two differ, without a state to load it into. Does not load torch."""
 
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import xxhash
 
-from real.checkpoint.errors import CheckpointError, damaged
+from real.checkpoint.errors import CheckpointError, CorruptCheckpoint, damaged
 from real.checkpoint.metadata import FILE, Metadata, decode
 from real.checkpoint.storage import Storage
 from simcore.checkpoint.boxes import intersection
@@ -31,33 +34,54 @@ def written_B(metadata: Metadata) -> dict[str, list[int]]:
     return found
 
 
-def verify(storage: Storage, name: str, progress: Progress | None = None) -> list[Problem]:
-    """Read every shard of a checkpoint and compare its checksum; returns what is wrong, naming file and shard."""
-    metadata = opened(storage, name)
-    problems: list[Problem] = []
-    sound: set[int] = set()
-    for i, file in enumerate(metadata.files):
+def wrong_files(
+    storage: Storage, name: str, metadata: Metadata, files: Iterable[int] | None = None
+) -> dict[int, list[Problem]]:
+    """Files, by position, that are not there or not of the size that they were written with; of `files`, by default of all."""
+    found: dict[int, list[Problem]] = {}
+    for i in range(len(metadata.files)) if files is None else files:
+        file = metadata.files[i]
         try:
             size = storage.size(name, file.name)
         except CheckpointError as error:
-            problems += error.problems
+            found[i] = list(error.problems)
             continue
-        if size == file.nbytes:
-            sound.add(i)
-        else:
-            problems.append(Problem(f"{name}/{file.name}", f"{size} bytes", f"{file.nbytes}, as it was written"))
+        if size != file.nbytes:
+            found[i] = [Problem(f"{name}/{file.name}", f"{size} bytes", f"{file.nbytes}, as it was written")]
+    return found
+
+
+def check_files(storage: Storage, name: str, metadata: Metadata, files: Iterable[int] | None = None) -> None:
+    """Before memory is taken for tensors: that files are as large as the metadata claims. Raises CorruptCheckpoint."""
+    if wrong := wrong_files(storage, name, metadata, files):
+        raise CorruptCheckpoint(f"{name} is damaged", [p for problems in wrong.values() for p in problems][:20])
+
+
+def verify(storage: Storage, name: str, progress: Progress | None = None) -> list[Problem]:
+    """Read every shard of a checkpoint and compare its checksum; returns what is wrong, naming file and shard."""
+    metadata = opened(storage, name)
+    wrong = wrong_files(storage, name, metadata)
+    problems = [p for found in wrong.values() for p in found]
     done, total = 0, max(metadata.shards.total_B, 1)
     for row in np.lexsort((metadata.offset_B, metadata.file)).tolist():
         file = metadata.files[metadata.file[row]]
         if progress is not None:
             progress(done / total, file.name)
         done += int(metadata.shards.nbytes[row])
-        if metadata.file[row] in sound:
-            found = xxhash.xxh3_64_intdigest(shard_bytes(storage, name, metadata, row))
-            if found != int(metadata.checksum[row]):
-                where = f"{name}/{file.name}, shard {metadata.words(row)}"
-                problems.append(damaged(where, found, int(metadata.checksum[row])))
+        if metadata.file[row] not in wrong:
+            problems += _wrong_shard(storage, name, metadata, row)
     return problems
+
+
+def _wrong_shard(storage: Storage, name: str, metadata: Metadata, row: int) -> list[Problem]:
+    """What keeps a shard from being the one that was written, if anything does."""
+    where = f"{name}/{metadata.files[metadata.file[row]].name}, shard {metadata.words(row)}"
+    try:
+        data = shard_bytes(storage, name, metadata, row)
+    except CheckpointError as error:
+        return [Problem(where, p.given, p.allowed, p.advice) for p in error.problems]
+    found, wanted = xxhash.xxh3_64_intdigest(data), int(metadata.checksum[row])
+    return [] if found == wanted else [damaged(where, found, wanted)]
 
 
 def shard_bytes(storage: Storage, name: str, metadata: Metadata, row: int) -> bytearray:
@@ -78,6 +102,8 @@ class Difference:
 def diff(first: tuple[Storage, str], second: tuple[Storage, str], progress: Progress | None = None) -> list[Difference]:
     """Tensors and values that are not the same, bit by bit, however each checkpoint cuts them."""
     one, other = opened(*first), opened(*second)
+    check_files(*first, one)
+    check_files(*second, other)
     ours, theirs = _specs(one), _specs(other)
     found = [Difference(n, "only in the first") for n in ours if n not in theirs]
     found += [Difference(n, "only in the second") for n in theirs if n not in ours]
@@ -92,16 +118,34 @@ def diff(first: tuple[Storage, str], second: tuple[Storage, str], progress: Prog
             found.append(Difference(name, f"{changed:,} of {a.nbytes // a.item_B:,} elements"))
     if one.step != other.step:
         found.append(Difference("step", f"{one.step} and {other.step}"))
-    found += [
-        Difference(f"values of {r}", "not the same")
-        for r in _roles(one, other)
-        if one.values.get(r) != other.values.get(r)
-    ]
-    return found
+    return found + _other_values(plain_values(one), plain_values(other))
 
 
-def _roles(one: Metadata, other: Metadata) -> list[str]:
-    return list(dict.fromkeys([*one.values, *other.values]))
+def plain_values(metadata: Metadata) -> dict[str, Any]:
+    """What is no tensor, by its path: learning rates, counters, text."""
+    return dict(_leaves(dict(metadata.values), ""))
+
+
+def _leaves(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
+    special = isinstance(tree, dict) and len(tree) == 1 and next(iter(tree)).startswith("$")
+    if isinstance(tree, dict | list) and tree and not special:
+        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from _leaves(value, f"{path}/{key}" if path else str(key))
+    elif not (special and next(iter(tree)) in ("$tensor", "$array")):
+        yield path, tree
+
+
+def _other_values(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[Difference]:
+    found = [Difference(n, "only in the first") for n in ours if n not in theirs]
+    found += [Difference(n, "only in the second") for n in theirs if n not in ours]
+    both = [n for n in ours if n in theirs and ours[n] != theirs[n]]
+    return found + [Difference(n, f"{in_short(ours[n])} and {in_short(theirs[n])}") for n in both]
+
+
+def in_short(value: Any) -> str:
+    """A value of a tree in a few letters."""
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _specs(metadata: Metadata) -> dict[str, TensorSpec]:

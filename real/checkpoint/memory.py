@@ -1,11 +1,13 @@
 """Tensors as plain bytes, and the warm buffer into which an asynchronous save copies."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from threading import get_ident
 
 import torch
 
+from real.checkpoint.snapshot import gathered, kernel_takes
 from simcore.checkpoint.boxes import Box
 
 ALIGN_B = 64
@@ -29,10 +31,11 @@ def part_of(data: torch.Tensor, held: Box, box: Box) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True)
 class ToWrite:
-    """A shard's row in the plan and a function that gives its bytes when they are needed."""
+    """A shard's row in the plan, a function that gives its bytes when they are needed, and their xxh3 where it is known already."""
 
     row: int
     data: Callable[[], memoryview]
+    checksum: int | None = None
 
 
 def direct(rows: Sequence[tuple[int, torch.Tensor]]) -> list[ToWrite]:
@@ -44,26 +47,53 @@ def _plain_bytes(view: torch.Tensor) -> memoryview:
     return bytes_of(view if is_plain(view) else view.cpu().contiguous())
 
 
+def is_on_gpu(tensor: torch.Tensor) -> bool:
+    """Whether a copy of it runs beside the host."""
+    return bool(tensor.is_cuda)
+
+
+class Scratch:
+    """Buffers that are used again and again under a key; each thread has its own."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[int, Hashable], torch.Tensor] = {}
+
+    def get(self, key: Hashable, nbytes: int) -> torch.Tensor:
+        """`nbytes` bytes; what they held under the same key is gone."""
+        found = self._buffers.get((get_ident(), key))
+        if found is None or len(found) < nbytes:
+            found = self._buffers[get_ident(), key] = torch.empty(nbytes, dtype=torch.uint8)
+        return found[:nbytes]
+
+
 class WarmBuffer:
     """Memory that is kept from save to save, so that a copy meets no page fault; pinned where tensors are on a GPU."""
 
     def __init__(self) -> None:
         self._memory = torch.empty(0, dtype=torch.uint8)
+        self.copied_by = ""
+        """What the last copy was made by, for reports."""
 
     def copy(self, rows: Sequence[tuple[int, torch.Tensor]]) -> list[ToWrite]:
         """Copy the tensors; afterwards they may change. The buffer belongs to the result until that is written."""
+        on_gpu = [r for r in rows if is_on_gpu(r[1])]
+        rows = [*on_gpu, *(r for r in rows if not is_on_gpu(r[1]))]
         sizes = [view.numel() * view.element_size() for _, view in rows]
         starts, total = [], 0
         for size in sizes:
             starts.append(total)
             total += -(-size // ALIGN_B) * ALIGN_B
-        on_gpu = any(view.is_cuda for _, view in rows)
-        self._reserve(total, pinned=on_gpu)
+        self._reserve(total, pinned=bool(on_gpu))
+        gpu_views = [view for _, view in on_gpu]
+        by_kernel = bool(on_gpu) and kernel_takes(gpu_views)
+        checksums = gathered(gpu_views, self._memory) if by_kernel else []
+        self.copied_by = "triton kernel" if by_kernel else "torch from the GPU" if on_gpu else "torch on the CPU"
         copied = []
-        for (row, view), start, size in zip(rows, starts, sizes, strict=True):
+        for i, ((row, view), start, size) in enumerate(zip(rows, starts, sizes, strict=True)):
             target = self._memory[start : start + size]
-            target.view(view.dtype).view(view.shape).copy_(view, non_blocking=on_gpu)
-            copied.append(ToWrite(row, partial(bytes_of, target)))
+            if i >= len(checksums):
+                target.view(view.dtype).view(view.shape).copy_(view, non_blocking=is_on_gpu(view))
+            copied.append(ToWrite(row, partial(bytes_of, target), checksums[i] if i < len(checksums) else None))
         if on_gpu:
             torch.cuda.synchronize()
         return copied

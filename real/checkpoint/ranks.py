@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from real.checkpoint.errors import CheckpointError
+from real.checkpoint.sharing import TICKET, Neighbours
 from simcore.errors import Problem
 
 Buffer: TypeAlias = torch.Tensor
@@ -46,6 +47,7 @@ class Processes:
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self._group = group
+        self._neighbours: Neighbours | None = None
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
 
     def all_gather(self, payload: bytes) -> list[bytes]:
@@ -67,15 +69,28 @@ class Processes:
         return [bytes(row[:n].numpy()) for row, n in zip(found, sizes.tolist(), strict=True)]
 
     def exchange(self, sends: Mapping[int, Buffer], receives: Mapping[int, Buffer]) -> None:
-        """All at once. Raises CheckpointError if a rank is gone."""
+        """All at once, with ranks of this host through shared memory. Raises CheckpointError if a rank is gone."""
         try:
-            works = [dist.irecv(buffer, group=self._group, group_src=source) for source, buffer in receives.items()]
-            works += [dist.isend(buffer, group=self._group, group_dst=target) for target, buffer in sends.items()]
-            for work in works:
-                if work is not None:
-                    work.wait()
-        except RuntimeError as error:
+            if self._neighbours is None:
+                self._neighbours = Neighbours(self.rank, self.all_gather)
+            self._through(self._neighbours, sends, receives)
+        except (RuntimeError, OSError) as error:
             raise _gone(error) from error
+
+    def _through(self, neighbours: Neighbours, sends: Mapping[int, Buffer], receives: Mapping[int, Buffer]) -> None:
+        """Neighbours get tickets for their messages, so that each of them also knows that those before have been taken."""
+        near = neighbours.peers
+        tickets = neighbours.put({r: message for r, message in sends.items() if r in near})
+        given = {r: torch.zeros(TICKET, dtype=torch.int64) for r in near}
+        incoming = given | {r: buffer for r, buffer in receives.items() if r not in near}
+        outgoing = tickets | {r: buffer for r, buffer in sends.items() if r not in near}
+        works = [dist.irecv(buffer, group=self._group, group_src=source) for source, buffer in incoming.items()]
+        works += [dist.isend(buffer, group=self._group, group_dst=target) for target, buffer in outgoing.items()]
+        for work in works:
+            if work is not None:
+                work.wait()
+        for source in receives.keys() & near.keys():
+            neighbours.take(source, given[source], receives[source])
 
 
 def _gone(error: Exception) -> CheckpointError:

@@ -10,6 +10,7 @@ import torch
 from real.checkpoint.agreeing import gather_layouts, gather_problems, merged_wanted
 from real.checkpoint.choosing import choose
 from real.checkpoint.errors import CorruptCheckpoint, corrupt
+from real.checkpoint.inspecting import check_files
 from real.checkpoint.leaves import Described, Piece, describe
 from real.checkpoint.metadata import FILE, Metadata, decode
 from real.checkpoint.ranks import Ranks
@@ -81,13 +82,13 @@ class Restore:
             shared = {role: tree for role, tree in self.state.items() if role not in self.per_rank}
             described = describe(shared, self.ranks.rank, ())
             own = [r for r in ([self.ranks.rank] if by_rank is None else by_rank) if 0 <= r < metadata.n_ranks]
-            described = self._with_own(described, metadata, own)
+            described = self._with_own(described, chosen, metadata, own)
         except WindtunnelError as error:
             mistake = error
         gather_problems(self.ranks, mistake)
         return metadata, described, own
 
-    def _with_own(self, described: Described, metadata: Metadata, own: Sequence[int]) -> Described:
+    def _with_own(self, described: Described, chosen: str, metadata: Metadata, own: Sequence[int]) -> Described:
         """Tensors of roles that ranks keep by themselves are made here: nobody has them yet."""
         prefixes = tuple(f"{role}/{rank}/" for role in self.per_rank if role in self.state for rank in own)
         known = {t.name: t for t in metadata.tensors}
@@ -95,6 +96,9 @@ class Restore:
             n: n for n in known if n.startswith(prefixes)
         }
         specs = {name: replace(known[saved], name=name) for name, saved in names.items()}
+        own_names = set(names.values())
+        rows = np.isin(metadata.tensor, [i for i, t in enumerate(metadata.tensors) if t.name in own_names])
+        check_files(self.storage, chosen, metadata, np.unique(metadata.file[rows]).tolist())
         fresh = {n: torch.empty(t.shape, dtype=getattr(torch, t.dtype)) for n, t in specs.items()}
         pieces = [Piece(t, whole(t.shape), fresh[n]) for n, t in specs.items() if t.nbytes]
         return replace(

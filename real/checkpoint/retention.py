@@ -13,9 +13,12 @@ def to_remove(storage: Storage, keep: int) -> list[str]:
     return [name for name in names[: max(len(names) - keep, 0)] if name != latest]
 
 
-def prune(storage: Storage, keep: int) -> list[str]:
-    """Remove them, and leftovers of removals that were cut short; returns their names."""
+def prune(storage: Storage, keep: int, *, reuse: bool = False) -> list[str]:
+    """Remove them; returns their names. `reuse`: the files of the last one are left for the next save to write over."""
     found = to_remove(storage, keep)
     for name in found:
-        storage.remove(name)
+        if reuse and name == found[-1]:
+            storage.retire(name)
+        else:
+            storage.remove(name)
     return found

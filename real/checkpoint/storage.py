@@ -9,8 +9,9 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -25,6 +26,8 @@ NAME = re.compile(r"step-(\d{1,19})(?:\.(\d{1,9}))?")
 WRITING = re.compile(r"\.writing-[0-9a-f]{16}")
 """Of a folder in which a checkpoint is being written."""
 DELETING = ".deleting-"
+SPARE = ".spare"
+"""Folder of files of a checkpoint that was removed, for the next save to write over."""
 
 Write = Callable[[int, memoryview], None]
 """Put bytes at an offset of a file; of one file, offsets ascend unless `Storage.random` is true."""
@@ -35,6 +38,8 @@ class Storage(Protocol):
 
     random: bool
     """Whether a file can be written in any order and by several threads."""
+    block_B: int
+    """Of one read: large enough that requests do not count."""
 
     def reserve(self, step: int, /) -> str:
         """A place for a new checkpoint, which stays invisible until it is committed. Touches nothing."""
@@ -62,6 +67,9 @@ class Storage(Protocol):
 
     def remove(self, name: str) -> None:
         """Remove a checkpoint: first from sight, then from the disk."""
+
+    def retire(self, name: str) -> None:
+        """Remove a checkpoint from sight; the next save may write over its files."""
 
     def metadata(self, name: str) -> bytes:
         """The metadata file."""
@@ -99,9 +107,11 @@ class Local:
     """A folder. Ranks on several hosts need it to be the same folder for all of them."""
 
     random = True
+    block_B = 512 * 2**10  # fits the second-level cache, so that what is read is hashed and copied from there
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
+        self._pointed = False  # `latest` was there
 
     def reserve(self, _step: int) -> str:
         return f".writing-{secrets.token_hex(8)}"
@@ -109,19 +119,36 @@ class Local:
     def begin(self, place: str) -> None:
         folder = self.root / place
         with explained("making a folder for the checkpoint", folder):
+            self._check_mount()
             folder.mkdir(parents=True, exist_ok=True)
+
+    def _check_mount(self) -> None:
+        """Where a file system is no longer mounted, its folder is empty and on another disk: that is not filled."""
+        if self._pointed and not (self.root / LATEST).is_file():
+            raise FileNotFoundError(errno.ENOENT, f"`{LATEST}` was in {self.root} before and is gone")
 
     @contextmanager
     def writing(self, place: str, file: str, nbytes: int) -> Iterator[Write]:
         path = self.root / place / file
         with explained("writing", path):
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            handle = self._spare(path)
+            if handle is None:
+                handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             try:
                 os.ftruncate(handle, nbytes)
                 yield lambda offset_B, data: _write_all(handle, offset_B, data)
                 os.fsync(handle)
             finally:
                 os.close(handle)
+
+    def _spare(self, path: Path) -> int | None:
+        """A spare file of that name, moved to `path`: its blocks (in memory: its pages) need not be found and freed again."""
+        with suppress(OSError):
+            (self.root / SPARE / path.name).rename(path)
+            if _is_own(path.lstat()):
+                return os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
+        path.unlink(missing_ok=True)
+        return None
 
     def commit(self, place: str, step: int, metadata: bytes) -> str:
         folder = self.root / place
@@ -131,6 +158,7 @@ class Local:
             folder.rename(self.root / name)
             _sync_folder(self.root)
             write_atomically(self.root / LATEST, f"{name}\n")
+            self._pointed = True
         return name
 
     def abandon(self, place: str) -> None:
@@ -142,7 +170,7 @@ class Local:
         found = [
             p
             for p in entries
-            if p.name not in keep and (WRITING.fullmatch(p.name) or p.name.startswith((DELETING, f".{LATEST}.")))
+            if p.name not in keep and (WRITING.fullmatch(p.name) or p.name.startswith((DELETING, SPARE, f".{LATEST}.")))
         ]
         for path in found:
             with explained("removing a leftover", path):
@@ -165,6 +193,7 @@ class Local:
                 return None
             with path.open("rb") as file:
                 text = file.read(200).decode(errors="replace").strip()
+        self._pointed = True
         return checked_pointer(text, str(path))
 
     def remove(self, name: str) -> None:
@@ -172,6 +201,15 @@ class Local:
         with explained("removing", self.root / name):
             (self.root / name).rename(hidden)
             shutil.rmtree(hidden)
+
+    def retire(self, name: str) -> None:
+        """Who still reads it meets checksums that are wrong when the next save writes over it."""
+        spare = self.root / SPARE
+        with explained("removing", self.root / name):
+            if spare.exists():
+                shutil.rmtree(spare)
+            (self.root / name).rename(spare)
+            _sync_folder(self.root)  # before a byte of it changes, the name has to be gone from the disk
 
     def metadata(self, name: str) -> bytes:
         path = self.root / name / FILE
@@ -190,6 +228,11 @@ class Local:
         path = self.root / name / file
         with explained("reading", path), path.open("rb", buffering=0) as opened:
             _read_all(opened.fileno(), offset_B, target, path)
+
+
+def _is_own(found: os.stat_result) -> bool:
+    """Whether a file may be written over: nothing special, and no other name leads to it (a copy made of hard links)."""
+    return stat.S_ISREG(found.st_mode) and found.st_nlink == 1
 
 
 def checked_pointer(text: str, where: str) -> str:
@@ -216,14 +259,7 @@ BLOCK_B = 16 * 2**20
 def _write_all(handle: int, offset_B: int, data: memoryview) -> None:
     while len(data):
         written = os.pwrite(handle, data[:BLOCK_B], offset_B)
-        _start_writing(handle, offset_B, written)
         offset_B, data = offset_B + written, data[written:]
-
-
-def _start_writing(handle: int, offset_B: int, nbytes: int) -> None:
-    """Let the disk begin now rather than at the fsync: Linux starts to write dirty pages that are said to be no longer needed."""
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(handle, offset_B, nbytes, os.POSIX_FADV_DONTNEED)
 
 
 def _read_all(handle: int, offset_B: int, target: memoryview, path: Path) -> None:

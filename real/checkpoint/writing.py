@@ -1,7 +1,8 @@
 """Writes a rank's shards: checksums while bytes are at hand, several shards at a time where the storage permits it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import xxhash
 
@@ -15,9 +16,13 @@ CACHED_B = 256 * 2**10
 
 
 def file_name(role: str, rank: int) -> str:
-    """Of the shards of a role that a rank writes; a role's name is made harmless."""
-    safe = "".join(c if c.isascii() and c.isalnum() else "_" for c in role)[:60] or "state"
-    return f"{safe}-{rank:06d}.bin"
+    """Of the shards of a role that a rank writes."""
+    return f"{stem_of(role)}-{rank:06d}.bin"
+
+
+def stem_of(role: str) -> str:
+    """A role's name made harmless."""
+    return "".join(c if c.isascii() and c.isalnum() else "_" for c in role)[:60].lstrip("_") or "state"
 
 
 def files_of(plan: SavePlan) -> tuple[list[DataFile], Mapping[tuple[int, int], int]]:
@@ -47,30 +52,52 @@ def write_shards(
         file = files[position[rank, role]]
         items.sort(key=lambda item: int(plan.offset_B[item.row]))
         with storage.writing(place, file.name, file.nbytes) as write:
-            workers = threads if storage.random else 1
-            checksums |= _write_file(plan, items, write, workers)
+            writer = _Writer(plan, file.nbytes, write)
+            checksums |= _all_of(items, writer.shard, threads if storage.random else 1)
     return checksums
 
 
-def _write_file(plan: SavePlan, items: Sequence[ToWrite], write: Write, workers: int) -> dict[int, int]:
-    def one(item: ToWrite) -> tuple[int, int]:
-        hashed = xxhash.xxh3_64()
-        data, offset_B = item.data(), int(plan.offset_B[item.row])
+@dataclass(frozen=True, slots=True)
+class _Writer:
+    """Puts shards into one file of `nbytes`."""
+
+    plan: SavePlan
+    nbytes: int
+    write: Write
+
+    def shard(self, item: ToWrite) -> tuple[int, int]:
+        """Its row and xxh3, once it is written. Raises OSError that names it."""
         try:
-            for start in range(0, len(data), CACHED_B):
-                block = data[start : start + CACHED_B]
-                hashed.update(block)
-                write(offset_B + start, block)
+            return item.row, self._hashed(item)
         except OSError as error:
-            shard = plan.shards[item.row]
+            shard = self.plan.shards[item.row]
             words = f"shard {shard.tensor.name}{list(shard.box.offsets)}+{list(shard.box.lengths)}"
             raise OSError(error.errno, f"{error.strerror or error}, at {words}") from error
-        return item.row, hashed.intdigest()
 
+    def _hashed(self, item: ToWrite) -> int:
+        hashed = xxhash.xxh3_64()
+        data, offset_B = item.data(), int(self.plan.offset_B[item.row])
+        for start in range(0, len(data), CACHED_B):
+            block = data[start : start + CACHED_B]
+            if item.checksum is None:
+                hashed.update(block)
+            self.write(offset_B + start, block)
+        self._fill(offset_B + len(data))
+        return hashed.intdigest() if item.checksum is None else item.checksum
+
+    def _fill(self, end_B: int) -> None:
+        """Zeros up to the next shard: a file that is written over may hold something else there."""
+        gap_B = min(-end_B % self.plan.align_B, self.nbytes - end_B)
+        if gap_B:
+            self.write(end_B, memoryview(bytes(gap_B)))
+
+
+def _all_of(items: Sequence[ToWrite], work: Callable[[ToWrite], tuple[int, int]], workers: int) -> dict[int, int]:
+    """What `work` returns for each; the first error ends it."""
     if workers == 1 or len(items) < 2:
-        return dict(map(one, items))
+        return dict(map(work, items))
     with ThreadPoolExecutor(workers, thread_name_prefix="checkpoint") as pool:
-        futures = [pool.submit(one, item) for item in items]
+        futures = [pool.submit(work, item) for item in items]
         try:
             return dict(future.result() for future in futures)
         except BaseException:

@@ -1,6 +1,6 @@
 """A job's checkpoint as plans need it: who writes how much, through which store, in how many parts, and what a plan of it costs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -9,13 +9,26 @@ from costmodels.kernels import kernel
 from simcore.checkpoint.gathering import flat_tree, gather_tree
 from simcore.checkpoint.shards import Ints
 from simcore.checkpoint.systems import System
-from simcore.checkpoint.training_states import ROLES, Kind, held_B, kinds_of, loader_ranks, mesh_of, stages_of
-from simcore.checkpoint.writers import Writers, Written, replica_items, writers_of, written
+from simcore.checkpoint.training_states import (
+    MODEL,
+    OPTIMIZER,
+    ROLES,
+    Kind,
+    held_B,
+    kinds_of,
+    loader_ranks,
+    mesh_of,
+    stages_of,
+)
+from simcore.checkpoint.writers import Writers, Written, held_items, replica_items, writers_of, written
 from simcore.plan import HOST, Compute, Group
-from simcore.training.choice import Choice
+from simcore.training.choice import Choice, stage_name
 from simcore.workloads.checkpointed_training import CheckpointedTraining
 
 ALL, ROOT, LOADERS = "all", "root", "loaders"
+BESIDE = "checkpoint"
+MEMORY = {MODEL: "weights", OPTIMIZER: "optimizer"}
+"""What plans call the memory of each role."""
 SHARD_ENTRY_B = 200
 """Of a shard in the metadata: name, box, file, place and checksum (assumption: names of 50 characters, numbers as text)."""
 
@@ -23,7 +36,8 @@ SHARD_ENTRY_B = 200
 @dataclass(frozen=True, kw_only=True)
 class CheckpointJob:
     """A training job with its way to checkpoint. `per_machine` ranks share a host; `part_B` is the size of the parts that a file is
-    moved in, over `streams` at a time; `flat` says how ZeRO 3 cuts (`training_states.kinds_of`)."""
+    moved in, over `streams` at a time; `flat` says how ZeRO 3 cuts (`training_states.kinds_of`); `on_host`: ranks are processors,
+    whose tensors are in the memory of the host."""
 
     workload: CheckpointedTraining
     choice: Choice
@@ -33,6 +47,7 @@ class CheckpointJob:
     part_B: float
     per_machine: int
     flat: bool = True
+    on_host: bool = False
 
     @cached_property
     def written(self) -> Written:
@@ -44,6 +59,17 @@ class CheckpointJob:
             flat=self.flat,
             largest_B=self.system.largest_B,
         )
+
+    @property
+    def resident_B(self) -> dict[str, dict[str, float]]:
+        """Bytes of the states that a rank of each stage holds, by the kinds of memory of a plan."""
+        found: dict[str, dict[str, float]] = {}
+        for stages in stages_of(self.workload.training, self.choice):
+            kept = dict.fromkeys(MEMORY.values(), 0.0)
+            for kind in self.kinds:
+                kept[MEMORY[kind.role]] += float(held_B(stages.tensors, kind, mesh_of(self.choice).dp).max())
+            found |= {stage_name(number): dict(kept) for number in stages.numbers}
+        return found
 
     @cached_property
     def writers(self) -> dict[str, Writers]:
@@ -61,6 +87,21 @@ class CheckpointJob:
             ROOT: Group.listed([0]),
             ALL: Group(axes=((ALL, n, 1),)),
         }
+
+    @property
+    def copies(self) -> bool:
+        """Whether a save copies states: those that are in the host's memory already, only so that training may change them."""
+        return self.system.asynchronous or not (self.on_host and self.system.raw)
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether a rank does one thing at a time: one stream, and a rank that is itself the core that works for it."""
+        return self.on_host and self.system.raw and self.parallel_streams == 1
+
+    @property
+    def beside(self) -> str:
+        """The stream of what the host does while training goes on; a rank that is a core of the host shares it."""
+        return BESIDE if self.on_host else HOST
 
     @property
     def parallel_streams(self) -> int:
@@ -87,7 +128,7 @@ class CheckpointJob:
     @property
     def metadata_B(self) -> int:
         """Of the one file that says where every shard is."""
-        return int(self.written.shards.sum()) * self.choice.tp * SHARD_ENTRY_B
+        return self.shards * SHARD_ENTRY_B
 
     @cached_property
     def messages(self) -> int:
@@ -96,14 +137,61 @@ class CheckpointJob:
         tree = gather_tree(n, per_machine=self.per_machine) if self.system.tree and n > 1 else flat_tree(n)
         return int(tree.most_children().sum())
 
+    @cached_property
+    def held_items(self) -> int:
+        """Boxes that a rank holds, of the stage with most."""
+        return held_items(self.workload.training, self.choice, flat=self.flat)
+
+    @cached_property
+    def shards(self) -> int:
+        """Shards of the checkpoint."""
+        return int(self.written.shards.sum()) * self.choice.tp
+
+    def agreeing(self) -> Compute:
+        """In each save, every rank makes sure that its state has the form that the kept plan is for."""
+        return host(ALL, "agree", messages=self.messages, items=self.held_items)
+
     def planning(self) -> Compute:
         """The coordinator's work for a plan. ByteCheckpoint plans model and optimizer one after the other, each with its own
         messages; windtunnel plans both at once, from arrays."""
         balanced = self.system.balance == "balanced"
         items = replica_items(self.workload.training, self.choice, flat=self.flat) if balanced else 0
+        if self.system.objects:
+            return self._object_planning(self.pairs)
         if self.system.raw:
-            return host(ROOT, "plan_arrays", messages=self.messages, items=items, states=0)
+            return host(ALL, "plan_arrays", messages=self.messages, items=max(items, self.shards))
         return host(ROOT, "plan", messages=len(ROLES) * self.messages, items=items, states=1)
+
+    def read_planning(self, saved: Choice) -> Compute:
+        """Who reads what of a checkpoint that was saved under `saved`."""
+        if self.system.objects:
+            return self._object_planning(0)
+        if not self.system.raw:
+            return self.planning()
+        shards = replace(self, choice=saved).shards
+        return host(ALL, "read_plan", messages=self.messages, items=shards + self.held_items)
+
+    def _object_planning(self, pairs: int) -> Compute:
+        items = self.choice.n_ranks * self.most_tensors * len(self.kinds)
+        return host(ROOT, "plan_objects", messages=self.messages, items=items, pairs=pairs, states=1)
+
+    @cached_property
+    def pairs(self) -> int:
+        """Pairs of different shards of one tensor, over all tensors."""
+        mesh, found = mesh_of(self.choice), 0
+        for stages in stages_of(self.workload.training, self.choice):
+            for kind in self.kinds:
+                cuts = [
+                    (1 if t.copied else mesh.tp) * (1 if kind.spread == "replicate" else mesh.dp)
+                    for t in stages.tensors
+                ]
+                found += len(stages.numbers) * sum(c * (c - 1) // 2 for c in cuts)
+        return found
+
+    def barrier(self) -> Compute:
+        """Every rank says that it is done; windtunnel's also say the checksums of their shards."""
+        items = self.shards if self.system.raw else 0
+        return host(ROOT, "barrier", messages=self.messages, items=items)
 
     def gathered_B(self, stage: int) -> int:
         """Bytes of flat slices of a rank's replicas together, which some systems gather to whole tensors before they save."""
@@ -119,9 +207,9 @@ class CheckpointJob:
         return kinds_of(self.workload.training, self.choice, flat=self.flat)
 
 
-def host(group: str, phase: str, **shape: int) -> Compute:
+def host(group: str, phase: str, stream: str = HOST, **shape: int) -> Compute:
     """A phase of a checkpoint on the host of each rank of a group."""
-    return Compute(group=group, kernels=(kernel(f"checkpoint/{phase}", "float32", **shape),), stream=HOST)
+    return Compute(group=group, kernels=(kernel(f"checkpoint/{phase}", "float32", **shape),), stream=stream)
 
 
 def ranks_of_a_host(nodes: Ints) -> int:

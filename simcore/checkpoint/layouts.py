@@ -33,7 +33,9 @@ class Mesh:
     def ranks(self, stage: int | None, d: int | None, t: int | None) -> Ints:
         """Ranks at this position, ascending; None stands for every position along its axis."""
         grid = np.arange(self.n_ranks, dtype=np.int64).reshape(self.pp, self.dp, self.tp)
-        return grid[_index(stage), _index(d), _index(t)].reshape(-1)
+        return grid[
+            _index(stage), _index(d), _index(t)
+        ].flatten()  # a copy: thousands of views would keep as many grids
 
     def dp_groups(self) -> Ints:
         """(n_ranks,) the number of each rank's data-parallel group: ranks that differ in d only."""
@@ -130,17 +132,24 @@ class _Grids:
         self.holders.append(self.holders_of(placement.stage, by_d, by_t)[full])
 
     def built(self) -> Shards:
-        """The table of what was added."""
+        """The table of what was added, which is given up on the way: of millions of shards there is no room for two."""
         none = np.zeros((0, self.columns), dtype=np.int64)
         return Shards(
             n_ranks=self.mesh.n_ranks,
             tensors=self.tensors,
-            tensor=np.concatenate([none[:, 0], *self.tensor]),
-            offsets=np.concatenate([none, *self.offsets]),
-            lengths=np.concatenate([none, *self.lengths]),
-            holders=np.concatenate([none[:, 0], *self.holders]),
+            tensor=_joined(none[:, 0], self.tensor),
+            offsets=_joined(none, self.offsets),
+            lengths=_joined(none, self.lengths),
+            holders=_joined(none[:, 0], self.holders),
             sets=rank_sets(self.sets),
         )
+
+
+def _joined(none: Ints, pieces: list[Ints]) -> Ints:
+    """One array of all pieces, which are gone then."""
+    found = np.concatenate([none, *pieces])
+    pieces.clear()
+    return found
 
 
 def _buffers(
@@ -154,10 +163,12 @@ def _buffers(
     tensor: list[int] = []
     boxes: list[Box] = []
     for stage, indices in members.items():
-        largest = [_local(tensors[i].shape, placements[i].tp_dim, mesh.tp, 0).size for i in indices]
+        largest = [local_part(tensors[i].shape, placements[i].tp_dim, mesh.tp, 0).size for i in indices]
         for t in range(mesh.tp):
-            parts = [_local(tensors[i].shape, placements[i].tp_dim, mesh.tp, t) for i in indices]
-            for d, position, found in _slices(parts, largest, mesh.dp):
+            parts = [local_part(tensors[i].shape, placements[i].tp_dim, mesh.tp, t) for i in indices]
+            for d, position, start, stop in slices(parts, largest, mesh.dp):
+                part = parts[position]
+                found = [box.shifted(part.offsets) for box in decompose(start, stop, part.lengths)]
                 holders = mesh.ranks(stage, d, t).tolist()
                 rank += [r for r in holders for _ in found]
                 tensor += [indices[position]] * (len(holders) * len(found))
@@ -173,20 +184,20 @@ def _buffers(
     )
 
 
-def _slices(parts: Sequence[Box], rooms: Sequence[int], dp: int) -> Iterator[tuple[int, int, list[Box]]]:
-    """(slice, position in `parts`, boxes of the tensor) wherever a slice meets a part; each part has a room of the buffer."""
+def slices(parts: Sequence[Box], rooms: Sequence[int], dp: int) -> Iterator[tuple[int, int, int, int]]:
+    """(slice, position in `parts`, first element of the part, one behind its last) wherever one of `dp` equal slices of a buffer
+    meets a part; each part has a room of the buffer."""
     each = -(-sum(rooms) // dp)
     begin = 0
     for position, (part, room) in enumerate(zip(parts, rooms, strict=True)):
         end = begin + part.size
         for d in range(begin // each, -(-end // each)) if part.size else ():
-            start, stop = max(begin, d * each), min(end, (d + 1) * each)
-            found = decompose(start - begin, stop - begin, part.lengths)
-            yield d, position, [box.shifted(part.offsets) for box in found]
+            yield d, position, max(begin, d * each) - begin, min(end, (d + 1) * each) - begin
         begin += room
 
 
-def _local(shape: tuple[int, ...], tp_dim: int | None, tp: int, t: int) -> Box:
+def local_part(shape: tuple[int, ...], tp_dim: int | None, tp: int, t: int) -> Box:
+    """What tensor-parallel rank t of `tp` holds of a tensor."""
     offsets, lengths = [0] * len(shape), list(shape)
     if tp_dim is not None:
         offsets[tp_dim], lengths[tp_dim] = chunk(shape[tp_dim], tp, t)

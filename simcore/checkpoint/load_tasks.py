@@ -1,11 +1,16 @@
 """Tasks of a load, into the parallelism that saved or another one.
 
-convert/read, convert/write, read/metadata, planning, read/model/s0, deserialise/model/s0, copy/model/s0, exchange/model/s0, barrier
+convert/read, convert/write, read/metadata, planning, read/model/s0, deserialise/model/s0, copy/model/s0, place/model/s0,
+exchange/model/s0, barrier/meet, barrier
 """
+
+from dataclasses import dataclass
+
+import numpy as np
 
 from simcore.checkpoint.jobs import ALL, LOADERS, ROOT, CheckpointJob, host
 from simcore.checkpoint.training_states import ROLES
-from simcore.checkpoint.writers import read_B
+from simcore.checkpoint.writers import placed_B, read_B
 from simcore.draft import Draft
 from simcore.plan import Collective, Read, Write
 from simcore.training.choice import Choice, stage_name
@@ -14,25 +19,54 @@ from simcore.training.ops import REPLICAS
 
 def load_tasks(job: CheckpointJob, saved: Choice) -> Draft:
     """A load of what was saved under `saved` into the job's own choice; ranks read one role after the other, and take apart what
-    they have while they read on."""
+    they have while they read on, unless they do one thing at a time."""
     draft = Draft()
     resharded = _differs(saved, job.choice)
     begin = _converted(draft, job) if resharded and job.system.converts else []
     metadata = Read(group=ALL, store=job.store, nbytes=job.metadata_B)
     known = [draft.add("read/metadata", metadata, begin)]
-    known.append(draft.add("planning", job.planning(), known))
-    read, received = read_B(job.workload.training, saved, job.choice, once=job.system.reads_once, flat=job.flat)
-    done = []
-    for role, name in enumerate(ROLES):
+    known.append(draft.add("planning", job.read_planning(saved), known))
+    sizes = _sizes(job, saved)
+    done: list[str] = []
+    before: dict[int, str] = {}
+    for name in ROLES:
         for stage in range(job.choice.pp):
-            items = sum(k.role == name for k in job.kinds) * job.most_tensors
-            sizes = int(read[stage, role]), int(received[stage, role]), items
-            done.append(_role(draft, job, f"{name}/s{stage}", stage_name(stage), sizes, known))
+            after = [before[stage]] if job.in_turn and stage in before else known
+            before[stage] = _role(draft, job, f"{name}/s{stage}", stage_name(stage), sizes[stage, name], after)
+            done.append(before[stage])
     if job.workload.loader_B:
         done.append(_loader(draft, job, saved, known))
     draft.add("barrier/meet", Collective(kind="barrier", group=ALL, along=(ALL,), nbytes=0, stream="io"), done)
     draft.add("barrier", host(ROOT, "barrier", messages=job.messages), ["barrier/meet", *done])
     return draft
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sizes:
+    """Bytes of one role that a rank of a stage reads, gets from others, and copies to where they belong; `items` tensors."""
+
+    read: int
+    received: int
+    placed: int
+    items: int
+
+
+def _sizes(job: CheckpointJob, saved: Choice) -> dict[tuple[int, str], _Sizes]:
+    work = job.workload.training
+    read, received = read_B(work, saved, job.choice, once=job.system.reads_once, flat=job.flat)
+    placed = placed_B(work, saved, job.choice, flat=job.flat)
+    if job.system.raw:  # what others want is packed here and filled in there
+        placed = np.where(received > 0, 2 * received, placed)
+    return {
+        (stage, name): _Sizes(
+            read=int(read[stage, role]),
+            received=int(received[stage, role]),
+            placed=int(placed[stage, role]) if job.system.raw else 0,
+            items=sum(k.role == name for k in job.kinds) * job.most_tensors,
+        )
+        for stage in range(job.choice.pp)
+        for role, name in enumerate(ROLES)
+    }
 
 
 def _differs(saved: Choice, wanted: Choice) -> bool:
@@ -42,25 +76,24 @@ def _differs(saved: Choice, wanted: Choice) -> bool:
     return key(saved) != key(wanted)
 
 
-def _role(
-    draft: Draft, job: CheckpointJob, name: str, group: str, sizes: tuple[int, int, int], after: list[str]
-) -> str:
-    """One role of a stage: read, taken apart, copied to the device, handed on to others that want it.
-
-    `sizes` are the bytes that a rank reads and that it gets from others, and in how many tensors.
-    """
-    nbytes, received, items = sizes
-    requests = job.requests(nbytes, items)
+def _role(draft: Draft, job: CheckpointJob, name: str, group: str, sizes: _Sizes, after: list[str]) -> str:
+    """One role of a stage: read, taken apart, copied to the device and to its place, handed on to others that want it."""
+    nbytes = sizes.read
+    requests = job.requests(nbytes, sizes.items)
     streams = min(job.parallel_streams, requests)
     op = Read(group=group, store=job.store, nbytes=nbytes, requests=requests, streams=streams)
     found = draft.add(f"read/{name}", op, after)
-    phase = "checksum" if job.system.raw else "unpickle"
-    found = draft.add(f"deserialise/{name}", host(group, phase, elements=nbytes), (found,))
-    found = draft.add(f"copy/{name}", host(group, "h2d", elements=nbytes), (found,))
-    if not received:
+    phase = "verify" if job.system.raw else "unpickle"
+    found = draft.add(f"deserialise/{name}", host(group, phase, elements=nbytes, items=sizes.items), (found,))
+    if not (job.on_host and job.system.raw):
+        found = draft.add(f"copy/{name}", host(group, "h2d", elements=nbytes), (found,))
+    if sizes.placed:
+        found = draft.add(f"place/{name}", host(group, "place", elements=sizes.placed), (found,))
+    if not sizes.received:
         return found
+    most = max(nbytes, sizes.received)
     exchange = Collective(
-        kind="all_to_all", group=group, along=REPLICAS, nbytes=max(nbytes, received), dtype="float32", stream="exchange"
+        kind="all_to_all", group=group, along=REPLICAS, nbytes=most, dtype="float32", stream="exchange"
     )
     return draft.add(f"exchange/{name}", exchange, (found,))
 
@@ -75,7 +108,7 @@ def _loader(draft: Draft, job: CheckpointJob, saved: Choice, after: list[str]) -
     streams = min(job.parallel_streams, workers)
     op = Read(group=group, store=job.store, nbytes=nbytes, requests=workers, streams=streams)
     found = draft.add("read/loader", op, after)
-    phase = "checksum" if job.system.raw else "unpickle"
+    phase = "verify" if job.system.raw else "unpickle"
     found = draft.add("deserialise/loader", host(group, phase, elements=nbytes), (found,))
     return draft.add("collect", host(group, "collect", elements=nbytes), (found,)) if dealt else found
 

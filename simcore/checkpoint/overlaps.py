@@ -8,6 +8,7 @@ from simcore.checkpoint.shards import Ints, Shards, TensorSpec
 from simcore.errors import InputError, Problem
 
 PAIRS_AT_A_TIME = 1 << 21
+SHARDS_AT_A_TIME = 1 << 20
 """So that memory stays within 200 MB whatever the shards are."""
 
 
@@ -47,8 +48,23 @@ def check_complete(shards: Shards, tensors: Sequence[TensorSpec] | None = None) 
 
 
 def _pairs(left: Shards, right: Shards) -> Iterator[tuple[Ints, Ints, Ints]]:
+    """(rows of `left`, rows of `right`, common elements), some tensors at a time."""
     if not len(left) or not len(right):
         return
+    counts = np.bincount(left.tensor, minlength=len(left.tensors))
+    counts = np.maximum(counts, np.bincount(right.tensor, minlength=len(left.tensors)))
+    if counts.sum() <= SHARDS_AT_A_TIME:
+        yield from _pairs_of(left, right)
+        return
+    for first, last in _chunks(counts, SHARDS_AT_A_TIME):
+        rows, others = (np.flatnonzero((s.tensor >= first) & (s.tensor < last)) for s in (left, right))
+        if len(rows) and len(others):
+            taken = left.take(rows)
+            for i, j, common in _pairs_of(taken, taken if left is right else right.take(others)):
+                yield rows[i], others[j], common
+
+
+def _pairs_of(left: Shards, right: Shards) -> Iterator[tuple[Ints, Ints, Ints]]:
     axis = _axes(right)
     rows = np.arange(len(right)), axis[right.tensor]
     starts = right.offsets[rows]
@@ -63,7 +79,7 @@ def _pairs(left: Shards, right: Shards) -> Iterator[tuple[Ints, Ints, Ints]]:
     end = left.tensor * span + np.minimum(left.offsets[own] + left.lengths[own], span - 1)
     low = np.searchsorted(stop_keys, begin, side="right")
     high = np.maximum(np.searchsorted(start_keys, end, side="left"), low)
-    for first, last in _chunks(high - low):
+    for first, last in _chunks(high - low, PAIRS_AT_A_TIME):
         i, j = _expand(low[first:last], high[first:last])
         i, j = i + first, order[j]
         common = np.minimum(left.offsets[i] + left.lengths[i], right.offsets[j] + right.lengths[j])
@@ -83,13 +99,13 @@ def _axes(shards: Shards) -> Ints:
     return np.asarray(share.argmin(axis=1), dtype=np.int64)
 
 
-def _chunks(counts: Ints) -> Iterator[tuple[int, int]]:
-    """Ranges of rows with about `PAIRS_AT_A_TIME` pairs each, at least one row."""
+def _chunks(counts: Ints, most: int) -> Iterator[tuple[int, int]]:
+    """Ranges of rows that count at most `most` together, or are one row."""
     total = np.cumsum(counts)
     first = 0
     while first < len(counts):
         done = total[first - 1] if first else 0
-        last = max(int(np.searchsorted(total, done + PAIRS_AT_A_TIME, side="right")), first + 1)
+        last = max(int(np.searchsorted(total, done + most, side="right")), first + 1)
         yield first, last
         first = last
 

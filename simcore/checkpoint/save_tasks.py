@@ -1,9 +1,11 @@
 """Tasks of one save, of one load, and of training beside them.
 
-    planning, gather/s0, collect, copy/model/writers0, serialise/model/writers0, dump/model/writers0, upload/model/writers0, barrier
+    agree, planning, gather/s0, collect, copy/model/writers0, serialise/model/writers0, dump/model/writers0, upload/model/writers0,
+    system/model/writers0, barrier/meet, barrier, commit
 
 What is copied to the host keeps training waiting; everything after that runs on the host and on the network beside it, one role
-after the other on each rank. A synchronous save keeps training waiting to its end.
+after the other on each rank. A synchronous save keeps training waiting to its end. Others than windtunnel know what they will
+write before they do, and upload their metadata beside the rest rather than with the commit.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,15 +20,17 @@ from simcore.training.ops import REPLICAS
 
 def blocking_tasks(draft: Draft, job: CheckpointJob, *, first: bool = False) -> list[str]:
     """What an asynchronous save keeps training waiting for; returns what to wait for. `first` plans even where plans are kept."""
-    planned = [draft.add("planning", job.planning())] if first or not job.system.cached_plan else []
+    planned = [draft.add("agree", job.agreeing())] if job.system.raw else []
+    if first or not job.system.cached_plan:
+        planned = [draft.add("planning", job.planning(), planned)]
     waits = [*planned, *_gather(draft, job, planned)]
     done = list(waits)
     if job.workload.loader_B and not job.system.prefetches:
         done.append(draft.add("collect", host(LOADERS, "collect", elements=int(job.workload.loader_B)), waits))
     for role, name in enumerate(ROLES):
         for group, writers in job.writers.items():
-            if writers.role_B[role]:
-                copy = host(group, "d2h", elements=writers.role_B[role])
+            if job.copies and writers.role_B[role]:
+                copy = host(group, "d2h", elements=writers.role_B[role], items=job.items(role, writers.shards))
                 done.append(draft.add(f"copy/{name}/{group}", copy, waits))
     return done
 
@@ -45,29 +49,37 @@ def _gather(draft: Draft, job: CheckpointJob, after: Sequence[str]) -> list[str]
 
 
 def background_tasks(draft: Draft, job: CheckpointJob, copied: Sequence[str]) -> str:
-    """From the copies on the host to a checkpoint that counts; returns the last task."""
-    written = [draft.add("upload/metadata", _upload(job, ROOT, job.metadata_B, 1, stream="metadata"), copied)]
+    written: list[str] = []
+    if not job.system.raw:
+        written.append(draft.add("upload/metadata", _upload(job, ROOT, job.metadata_B, 1, stream="metadata"), copied))
+    before: dict[str, list[str]] = {}
     for role, name in enumerate(ROLES):
         for group, writers in job.writers.items():
             if writers.role_B[role]:
                 items = job.items(role, writers.shards)
-                written.append(_file(draft, job, f"{name}/{group}", group, writers.role_B[role], items, copied))
+                after = before[group] if job.in_turn and group in before else copied
+                before[group] = _file(draft, job, f"{name}/{group}", group, writers.role_B[role], items, after)
+                written += before[group]
     if job.workload.loader_B:
         written += _loader_files(draft, job, copied)
     met = Collective(kind="barrier", group=ALL, along=(ALL,), nbytes=0, stream="io")
     draft.add("barrier/meet", met, written)
-    return draft.add("barrier", host(ROOT, "barrier", messages=job.messages), ["barrier/meet", *written])
+    done = draft.add("barrier", job.barrier(), ["barrier/meet", *written])
+    return draft.add("commit", _upload(job, ROOT, job.metadata_B, 1), (done,)) if job.system.raw else done
 
 
 def _file(
     draft: Draft, job: CheckpointJob, name: str, group: str, nbytes: int, items: int, after: Sequence[str]
-) -> str:
-    """One file of each rank of a group, with so many tensors: made, and uploaded."""
+) -> list[str]:
+    """One file of each rank of a group, with so many tensors: made, and uploaded, for which a rank that is a core works itself."""
     phase = "checksum" if job.system.raw else "pickle"
-    made = draft.add(f"serialise/{name}", host(group, phase, elements=nbytes), after)
+    made = draft.add(f"serialise/{name}", host(group, phase, job.beside, elements=nbytes, items=items), after)
     if job.system.asynchronous and not job.system.raw:
         made = draft.add(f"dump/{name}", host(group, "dump", elements=nbytes), (made,))
-    return draft.add(f"upload/{name}", _upload(job, group, nbytes, items), (made,))
+    done = [draft.add(f"upload/{name}", _upload(job, group, nbytes, items), (made,))]
+    if job.on_host and job.system.raw:
+        done.append(draft.add(f"system/{name}", host(group, "system", job.beside, elements=nbytes), (made,)))
+    return done
 
 
 def _upload(job: CheckpointJob, group: str, nbytes: int, items: int, stream: str = "io") -> Write:

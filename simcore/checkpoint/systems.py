@@ -14,6 +14,7 @@ from simcore.checkpoint.writers import Balance
 Name = Literal[
     "bytecheckpoint",
     "windtunnel",
+    "windtunnel_sync",
     "dcp",
     "dcp_async",
     "megatron",
@@ -27,10 +28,12 @@ Name = Literal[
 class System:
     """`asynchronous`: training goes on once states are copied to the host. `cached_plan`: only the first save plans. `tree`: plans
     and barriers go through a tree of hosts rather than to one rank. `raw`: files hold the bytes themselves, with a checksum, rather
-    than what a serialiser makes of them and dumps to shared memory. `parallel`: a file is moved as parts over several streams at
-    once. `gathers`: shards that are no boxes (flat slices) are first gathered to whole tensors. `reads_once`: replicas read each
-    byte once together. `converts`: another parallelism first needs all files to be rewritten. `prefetches`: loaders prepare their
-    state before the checkpoint. `deals`: with another number of replicas every loader takes its buffers from the old ones' files;
+    than what a serialiser makes of them and dumps to shared memory; every save makes sure that no rank's state has another form
+    than the kept plan. `parallel`: a file is moved as parts over several streams at once. `gathers`: shards that are no boxes
+    (flat slices) are first gathered to whole tensors. `objects`: every rank sends an object for each of its shards to the
+    coordinator, which compares all shards of a tensor with one another (torch up to 2.5). `reads_once`: replicas read each byte
+    once together. `converts`: another parallelism first needs all files to be rewritten. `prefetches`: loaders prepare their state
+    before the checkpoint. `deals`: with another number of replicas every loader takes its buffers from the old ones' files;
     otherwise one rank deals them all out (assumption; the paper says that buffers of 20 GB dominate 401 s of resharding).
     """
 
@@ -43,6 +46,7 @@ class System:
     raw: bool = False
     parallel: bool = True
     gathers: bool = False
+    objects: bool = False
     reads_once: bool = True
     converts: bool = False
     prefetches: bool = True
@@ -61,11 +65,14 @@ DCP = System(
     prefetches=False,
 )
 
+OWN = System(title="windtunnel's own checkpoints", raw=True, deals=True)
+
 SYSTEMS: Mapping[Name, System] = {
     "bytecheckpoint": System(title="ByteCheckpoint", largest_B=None),
-    "windtunnel": System(title="windtunnel's own checkpoints", raw=True, deals=True),
-    "dcp": DCP,
-    "dcp_async": replace(DCP, title="torch DCP, asynchronous", asynchronous=True),
+    "windtunnel": OWN,
+    "windtunnel_sync": replace(OWN, title="windtunnel's own checkpoints, synchronous", asynchronous=False),
+    "dcp": replace(DCP, objects=True),
+    "dcp_async": replace(DCP, title="torch DCP, asynchronous", asynchronous=True, objects=True),
     "megatron": replace(DCP, title="Megatron-LM, first data parallel group", balance="first_group"),
     "megatron_parallel": replace(DCP, title="Megatron-LM, fully parallel", reads_once=True),
     "ucp": replace(

@@ -127,7 +127,7 @@ def parts_of(workload: TransformerTraining, choice: Choice, *, flat: bool = True
             kind=kind,
             tensors=tuple(TensorSpec(kind.prefix + name, shape, kind.dtype, kind.role) for (name, shape), _ in placed),
             placements=tuple(
-                Placement(stage=stage, tp_dim=_tp_dim(name, choice), dp=kind.spread) for (name, _), stage in placed
+                Placement(stage=stage, tp_dim=tp_dim(name, choice), dp=kind.spread) for (name, _), stage in placed
             ),
         )
         for kind in kinds_of(workload, choice, flat=flat)
@@ -149,7 +149,8 @@ def _by_stage(workload: TransformerTraining, choice: Choice) -> list[list[Parame
     return [[p for piece in pieces for p in sizes.parameters(piece)] for pieces in sizes.chunks]
 
 
-def _tp_dim(name: str, choice: Choice) -> int | None:
+def tp_dim(name: str, choice: Choice) -> int | None:
+    """The dimension along which tensor parallelism cuts a parameter, None where it does not."""
     if choice.tp == 1:
         return None
     return 0 if choice.vocab_parallel and name in (EMBEDDING, HEAD) else sharded_dim(name)
@@ -169,7 +170,7 @@ def stages_of(workload: TransformerTraining, choice: Choice) -> tuple[Stages, ..
 
 def _local(name: str, shape: tuple[int, ...], choice: Choice) -> LocalTensor:
     """The largest tensor parallel rank's part."""
-    dim = _tp_dim(name, choice)
+    dim = tp_dim(name, choice)
     cut = tuple(-(-n // choice.tp) if d == dim else n for d, n in enumerate(shape))
     return LocalTensor(name=name, shape=cut, copied=choice.tp > 1 and dim is None)
 

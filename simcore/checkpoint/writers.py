@@ -13,7 +13,7 @@ import numpy as np
 from simcore.checkpoint.layouts import Mesh, Placement, layout
 from simcore.checkpoint.saving import LARGEST_SHARD_B, imbalance, lowest_rank_plan, save_plan
 from simcore.checkpoint.shards import Ints, TensorSpec
-from simcore.checkpoint.training_states import ROLES, Kind, LocalTensor, held_B, kinds_of, mesh_of, stages_of
+from simcore.checkpoint.training_states import ROLES, Kind, LocalTensor, held_B, kinds_of, mesh_of, stages_of, tp_dim
 from simcore.training.choice import Choice
 from simcore.workloads.transformer_training import TransformerTraining
 
@@ -140,6 +140,30 @@ def replica_items(workload: TransformerTraining, choice: Choice, *, flat: bool =
     return sum(len(s.numbers) * len(s.tensors) for s in stages_of(workload, choice)) * kinds * replicas * choice.tp
 
 
+def held_items(workload: TransformerTraining, choice: Choice, *, flat: bool = True) -> int:
+    """Boxes that a rank holds, of the stage with most: what it describes to the others in each save and load."""
+    replicas, kinds = mesh_of(choice).dp, kinds_of(workload, choice, flat=flat)
+    most = max(len(s.tensors) for s in stages_of(workload, choice))
+    return sum(most if k.spread == "replicate" or replicas == 1 else _pieces(most, k, replicas) for k in kinds)
+
+
+def placed_B(workload: TransformerTraining, saved: Choice, wanted: Choice, *, flat: bool = True) -> Ints:
+    """(stages, roles) bytes that a rank of each stage of `wanted` copies to where they belong after it has read them itself.
+
+    Shards are read block by block, and a block to its place where that is one run of memory: rows of a tensor are, columns, which
+    tensor parallelism cuts others into, are not. What is handed on to others is another matter (`load_tasks`).
+    """
+    placed = np.zeros((wanted.pp, len(ROLES)), dtype=np.int64)
+    if saved.tp == wanted.tp:
+        return placed
+    wide = max(saved, wanted, key=lambda choice: choice.tp)
+    for stages in stages_of(workload, wanted):
+        cut = [t for t in stages.tensors if (tp_dim(t.name, wide) or 0) > 0]
+        for kind in kinds_of(workload, wanted, flat=flat):
+            placed[list(stages.numbers), ROLES.index(kind.role)] += int(held_B(cut, kind, mesh_of(wanted).dp).max())
+    return placed
+
+
 def read_B(
     workload: TransformerTraining,
     saved: Choice,
@@ -166,7 +190,8 @@ def read_B(
             wants = int(held_B(stages.tensors, kind, mesh.dp).max())
             local = stages.elements * kind.item_B
             mine = -(-local // mesh.dp) if once else wants
-            read[at, role] += mine * coarse
+            cut = sum(t.elements for t in stages.tensors if not t.copied) / max(stages.elements, 1)
+            read[at, role] += mine + int(mine * cut * (coarse - 1))
             if once:
                 received[at, role] += wants - (wants if same and kind.spread != "replicate" else wants // mesh.dp)
     return read, received

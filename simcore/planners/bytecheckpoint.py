@@ -1,21 +1,23 @@
 """ByteCheckpoint: who writes which part of a checkpoint, in which files over how many streams, and how often.
 
 Wan et al., NSDI 2025. The parallelism of training is given, as for `fixed`. The plan is a save with as many iterations of training
-beside it as it lasts; decisions say what the save costs, what a load and a load into another parallelism take, and how often to
-save for the highest share of time that trains (ETTR) under failures. `decisions["baseline dcp"]` says the same of another way.
+beside it as it lasts, or what `plays` names by itself; decisions say what the save costs, what a load and a load into another
+parallelism take, and how often to save for the highest share of time that trains (ETTR) under failures. `decisions["baseline
+dcp"]` says the same of another way.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from simcore.checkpoint import ettr
 from simcore.checkpoint.jobs import CheckpointJob, ranks_of_a_host
-from simcore.checkpoint.prediction import Evaluate, Times, ettr_described, failing_job, streams_and_part_B, times
-from simcore.checkpoint.save_tasks import window_tasks
+from simcore.checkpoint.load_tasks import load_tasks
+from simcore.checkpoint.prediction import Evaluate, Times, alone, ettr_described, failing_job, streams_and_part_B, times
+from simcore.checkpoint.save_tasks import save_tasks, window_tasks
 from simcore.checkpoint.systems import SYSTEMS, Name
 from simcore.cluster import Cluster
 from simcore.engine.placement import Costs
@@ -43,9 +45,16 @@ class Resumed(BaseModel):
     pp: int | None = Field(None, ge=1, le=4096, description="Pipeline stages.")
 
 
+Plays = Literal["training", "save", "load", "reshard"]
+
+
 class Params(fixed.Params):
     """The parallelism of training as for `fixed`, and how it is checkpointed."""
 
+    plays: Plays = Field(
+        "training",
+        description="What the plan lists: a save and training beside it; a save, a load, or a load that reshards by itself.",
+    )
     system: Name = Field("bytecheckpoint", description="The way to save and load.")
     store: str | None = Field(None, description="A store of the cluster; default: its only one.")
     streams: int | None = Field(None, ge=1, le=1024, description="Streams of each file; default: as many as help.")
@@ -98,6 +107,7 @@ def job_of(workload: CheckpointedTraining, cluster: Cluster, params: Params) -> 
         part_B=1.0,
         per_machine=per_machine,
         flat=not params.rows,
+        on_host=all(device.kind == "cpu" for device in cluster.devices),
     )
     return _tuned(job, cluster, params)
 
@@ -122,6 +132,8 @@ def _tuned(job: CheckpointJob, cluster: Cluster, params: Params) -> CheckpointJo
     route = cluster.fabric.store_routes(job.store, np.zeros(1, dtype=np.int64), write=True)[0]
     port = float(cluster.fabric.capacity_B_per_s[route[route >= 0]].min())
     streams, part_B = streams_and_part_B(store, files, sharing, port)
+    if job.on_host:  # a rank is one core
+        streams = 1
     return replace(job, streams=params.streams or streams, part_B=params.part or part_B)
 
 
@@ -171,6 +183,8 @@ class _Deciding:
         iteration_s = self.evaluate(self.training)
         tell(0.2, self.job.system.title)
         own = times(self.job, self.evaluate, self.again)
+        if self.params.plays != "training":
+            return self._by_itself(own, iteration_s)
         count = self._iterations(own.save_s, iteration_s)
         window = self._window(count)
         tell(0.4, f"{count} iterations beside a save")
@@ -182,6 +196,33 @@ class _Deciding:
             tell(0.6 + 0.4 * i / len(self.params.baselines), SYSTEMS[name].title)
             baselines[f"baseline {name}"] = self._baseline(name, iteration_s)
         return replace(window, decisions=self._decisions(own, iteration_s, count, cost_s, baselines))
+
+    def _by_itself(self, own: Times, iteration_s: float) -> Plan:
+        """A save or a load with nobody training beside it, as many times as the workload has iterations."""
+        job, plays = self.job, self.params.plays
+        drafted = save_tasks(job) if plays == "save" else load_tasks(job, job.choice)
+        if plays == "reshard":
+            if self.again is None:
+                problem = Problem("planner.resumed", "nothing", "another parallelism", "One replica cannot be halved.")
+                raise PlanError("there is nothing to reshard into", [problem])
+            job = self.again
+            drafted = load_tasks(job, self.job.choice)
+        decisions = self._decisions(own, iteration_s, 0, own.stall_s, {})
+        workload = self.job.workload
+        described = {**workload.described(), "iterations": workload.training.iterations}
+        for rate in ("tokens_per_iteration", "flops_per_iteration"):  # nothing is trained
+            described[rate] = 0
+        return replace(
+            alone(job, drafted),
+            name=f"{plays} of {job.system.title}",
+            memory_B=job.resident_B,
+            workload=described,
+            decisions={
+                **decisions,
+                **job.choice.decisions(workload.training),
+                "saved_parallelism": decisions["parallelism"],
+            },
+        )
 
     def _iterations(self, save_s: float, iteration_s: float) -> int:
         """As many as a save lasts and one more, so that the end of the plan is training's."""
@@ -237,6 +278,8 @@ class _Deciding:
                 "part_B": int(job.part_B),
                 "bytes": job.written.total_B,
                 "every": every,
+                "plays": self.params.plays,
+                "rows": self.params.rows,
             },
             "predicted": {
                 "iteration_s": float(f"{iteration_s:.4g}"),

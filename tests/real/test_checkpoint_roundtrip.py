@@ -14,7 +14,7 @@ from real.checkpoint.checkpointer import Checkpointer, load, save
 from real.checkpoint.errors import CheckpointError
 from real.checkpoint.leaves import FlatSlice, Part
 from real.checkpoint.metadata import decode
-from real.checkpoint.storage import Local
+from real.checkpoint.storage import SPARE, Local
 from simcore.checkpoint.boxes import chunk
 from simcore.checkpoint.layouts import Mesh, Placement
 from simcore.errors import InputError
@@ -261,7 +261,7 @@ def test_only_the_last_few_stay(tmp_path: Path) -> None:
     for step in range(5):
         checkpointer.save({"model": {"w": torch.zeros(2)}}, step=step)
     assert checkpointer.storage.names() == ["step-00000003", "step-00000004"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000003", "step-00000004"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [SPARE, "latest", "step-00000003", "step-00000004"]
 
 
 def test_without_a_checkpoint_there_is_nothing_to_load(tmp_path: Path) -> None:

@@ -1,0 +1,110 @@
+"""Checkpointed training for real: windtunnel's own checkpoints, by themselves or with training beside them."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from real.here import most_ranks, path_taken
+from real.launch import launch
+from real.traces import trace_of
+from real.worker import PLAN, RESULT
+from real.workloads import transformer_training
+from simcore.cluster import Cluster
+from simcore.errors import Problem
+from simcore.plan import Plan
+from simcore.progress import Progress, part
+from simcore.trace import Trace
+
+SYSTEMS = ("windtunnel", "windtunnel_sync")
+STORES: Mapping[str, Path] = {
+    "dev_shm": Path("/dev/shm"),
+    "this_machine_shm": Path("/dev/shm"),
+    "this_machine_disk": Path(),
+}
+"""Where a store of the catalogue is on this machine; the disk is that of the current folder."""
+COPIES = 3
+"""Checkpoints that are there at a time: the last, one that is being written, and room for what the file system needs."""
+
+
+def lacking(plan: Plan) -> list[Problem]:
+    """What keeps the plan from running here."""
+    chosen = plan.decisions["checkpoint"]
+    found = _of_training(plan) if chosen["plays"] == "training" else _of_ranks(plan)
+    rules = [
+        ("planner.system", chosen["system"], chosen["system"] in SYSTEMS, f"{' or '.join(SYSTEMS)}; others are only simulated"),
+        ("planner.store", chosen["store"], chosen["store"] in STORES, ", ".join(STORES)),
+        ("workload.loader", plan.workload["loader_B"], not plan.workload["loader_B"], "0: loaders' states are only simulated"),
+    ]  # fmt: skip
+    found += [Problem(field, repr(given), allowed) for field, given, holds, allowed in rules if not holds]
+    return found or _room(chosen["store"], int(chosen["bytes"]))
+
+
+def _of_training(plan: Plan) -> list[Problem]:
+    """Of a plan that trains beside its save."""
+    zero, mesh = plan.decisions["zero"], plan.decisions["parallelism"]
+    rows = plan.decisions["checkpoint"]["rows"]
+    rules = [
+        ("planner.tp", mesh["tp"], mesh["tp"] == 1, "1 beside training; `plays: save` and loads have any"),
+        ("planner.zero", zero, zero != 2, "0, 1 or 3"),
+        ("planner.rows", rows, rows or zero != 3, "true with zero 3: FSDP2 is what runs here"),
+    ]
+    own = [Problem(field, repr(given), allowed) for field, given, holds, allowed in rules if not holds]
+    return [*transformer_training.lacking(plan), *own]
+
+
+def _of_ranks(plan: Plan) -> list[Problem]:
+    """Of a plan of saves or loads by themselves, whose tensors are made up: any parallelism but contexts, which share weights."""
+    most, what = most_ranks()
+    ranks = max(plan.n_ranks, _saved_ranks(plan))
+    cp = plan.decisions["parallelism"]["cp"]
+    rules = [
+        ("n_ranks", ranks, ranks <= most, f"at most {most}, the {what}"),
+        ("planner.cp", cp, cp == 1, "1: context parallelism is only simulated"),
+    ]
+    return [Problem(field, repr(given), allowed) for field, given, holds, allowed in rules if not holds]
+
+
+def _saved_ranks(plan: Plan) -> int:
+    """Ranks that save what the plan loads."""
+    mesh = plan.decisions["saved_parallelism"]
+    return int(mesh["dp"] * mesh["tp"] * mesh["pp"] * mesh["cp"])
+
+
+def _room(store: str, nbytes: int) -> list[Problem]:
+    folder = STORES[store]
+    if not folder.is_dir():
+        return [Problem("planner.store", store, "a store that this machine has", f"There is no {folder}.")]
+    free = shutil.disk_usage(folder).free
+    if free >= COPIES * nbytes:
+        return []
+    allowed = f"{COPIES} checkpoints of {nbytes / 1e9:.3g} GB"
+    return [
+        Problem("planner.store", f"{free / 1e9:.3g} GB free in {folder.resolve()}", allowed, "Take a smaller model.")
+    ]
+
+
+def run(plan: Plan, cluster: Cluster, *, progress: Progress | None = None) -> Trace:
+    """The trace of the plan's ranks. Raises `CannotRun` with what a worker said before it failed."""
+    chosen = plan.decisions["checkpoint"]
+    if progress:
+        progress(0.0, f"starting {plan.n_ranks} processes, {path_taken()}")
+    store = STORES[chosen["store"]]
+    with tempfile.TemporaryDirectory(dir=store, prefix=".windtunnel-checkpoints-") as root:
+        if chosen["plays"] in ("load", "reshard") and _saved_ranks(plan) != plan.n_ranks:
+            _launched(plan, _saved_ranks(plan), root, "prepare", part(progress, 0.0, 0.3))
+        results = _launched(plan, plan.n_ranks, root, "", part(progress, 0.3, 1.0))
+    if progress:
+        progress(1.0, "done")
+    return trace_of(plan, cluster, results)
+
+
+def _launched(plan: Plan, ranks: int, root: str, what: str, progress: Progress | None) -> list[Mapping[str, object]]:
+    """What every rank left in its file; nothing where ranks only prepare."""
+    with tempfile.TemporaryDirectory(prefix="windtunnel-") as name:
+        folder = Path(name)
+        plan.save(folder / PLAN)
+        arguments = [str(Path(root).resolve()), *([what] if what else [])]
+        launch("real.checkpoint.worker", ranks, folder, arguments=arguments, progress=progress)
+        return [] if what else [json.loads((folder / RESULT.format(rank=r)).read_text()) for r in range(ranks)]
