@@ -1,7 +1,6 @@
 """`windtunnel checkpoint`: look at, verify, compare, convert and remove checkpoints."""
 
 from importlib import import_module
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -46,7 +45,9 @@ def verify(path: Where, as_json: AsJson = False) -> None:
     if as_json:
         show_json(found)
     else:
-        note(f"{found['name']}: {found['shards']} shards, {found['nbytes']} bytes, every checksum right")
+        from simcore.reporting.checkpoints import size
+
+        note(f"{found['name']}: {found['shards']} shards, {size(found['nbytes'])}, every checksum right")
 
 
 @checkpoint.command()
@@ -70,7 +71,9 @@ def diff(first: Where, second: Where, as_json: AsJson = False) -> None:
 @checkpoint.command()
 def convert(
     source: Where,
-    target: Annotated[Path, typer.Argument(metavar="TARGET", help="What to write: a folder.")],
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="What to write: a folder; for windtunnel also an address of fsspec.")
+    ],
     to: Annotated[
         str, typer.Option("--to", metavar="FORMAT", help="windtunnel, safetensors (tensors only) or dcp (torch).")
     ] = "windtunnel",
@@ -84,7 +87,9 @@ def convert(
 
     with shown("convert") as progress:
         found = _tools().convert(source, target, to, step, progress)
-    note(f"wrote {found}")
+    note(f"wrote {found.written}")
+    for what in found.left_out:
+        note(f"left out: {what}")
 
 
 @checkpoint.command()

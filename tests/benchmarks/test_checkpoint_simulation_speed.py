@@ -1,4 +1,5 @@
-"""Checkpoints of 10,000 ranks, planned and simulated by the command line: seconds and peak memory, beside 2,400 ranks.
+"""Checkpoints of 10,000 ranks, planned and simulated by the command line: seconds and peak memory, beside 2,400 ranks; and who
+writes which of eight million shards, all listed.
 
 `make benchmark` prints the table.
 """
@@ -50,4 +51,29 @@ def test_planned_and_simulated(benchmark: BenchmarkFixture, changes: tuple[str, 
     assert report["decisions"]["predicted"]["save_s"] > report["decisions"]["predicted"]["stall_s"] > 0
     peak_B = int(done.stderr.split()[-1]) * 1024
     benchmark.extra_info["peak_memory_GB"] = round(peak_B / 1e9, 2)
+    assert peak_B < 2e9
+
+
+LISTED = """
+from simcore.checkpoint.layouts import Mesh, Placement, layout
+from simcore.checkpoint.saving import save_plan
+from simcore.checkpoint.shards import TensorSpec
+tensors = [TensorSpec(f"layer{i // 8}.w{i % 8}", (16384, 4096), "float32") for i in range(1000)]
+shards = layout(tensors, [Placement(dp="shard")] * 1000, Mesh(dp=10_000))
+print(len(save_plan(shards).shards))
+"""
+
+
+@pytest.mark.benchmark(group="checkpoints of a training job")
+def test_every_shard_of_ten_thousand_ranks_listed(benchmark: BenchmarkFixture) -> None:
+    """The functions that a real save plans with, on 1,000 tensors whose rows 10,000 ranks share: checked, balanced and placed."""
+    command = [sys.executable, "-c", MEASURED, sys.executable, "-c", LISTED]
+    done = benchmark.pedantic(
+        lambda: subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True),
+        rounds=1,
+        warmup_rounds=0,
+    )
+    peak_B = int(done.stderr.split()[-1]) * 1024
+    benchmark.extra_info |= {"shards": int(done.stdout), "peak_memory_GB": round(peak_B / 1e9, 2)}
+    assert int(done.stdout) == 1000 * 8192
     assert peak_B < 2e9

@@ -24,6 +24,11 @@ def test_a_quick_calibration_gives_a_usable_machine(tmp_path: Path) -> None:
         assert 0.2 < 2 * 1000 * 300 * 300 / found.seconds / device.flop_per_s["float32"] < 1.5
         assert all(source.startswith("measured 20") for source in device.sources.values())
     link = catalog.link("this_machine_loopback")
-    assert set(link.measured) == {"all_reduce", "all_gather", "reduce_scatter", "send_recv"}
+    assert set(link.measured) == {
+        *("all_reduce", "all_gather", "reduce_scatter", "send_recv", "all_to_all", "barrier"),
+    }
     assert catalog.store("this_machine_disk").write_B_per_s > 1e6
+    copied = estimate(kernel("checkpoint/d2h", "float32", elements=10**9), catalog.device("this_machine"))
+    assert copied.method == "measured"
+    assert 1e8 < 1e9 / copied.seconds < 1e12
     assert summary["overlap_slowdown"] >= 0

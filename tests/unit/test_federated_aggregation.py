@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from simcore.errors import InputError
 from simcore.federated.aggregation import domain_aware, identity, missing, restricted
+from simcore.federated.clusters import divided
 from simcore.federated.exchange import (
     ENTRY_B,
     ModelParts,
@@ -69,6 +70,36 @@ def test_rows_are_the_same_in_blocks_of_any_size() -> None:
     for block in (1, 27, 60, 10_000):
         part = nearest(rows, 4, block)
         assert all(np.array_equal(a, b) for a, b in zip(whole, part, strict=True))
+
+
+@pytest.mark.parametrize(("n", "width", "count"), [(63, 3, 2), (300, 4, 3), (1801, 32, 6)])
+@pytest.mark.parametrize(("domains", "noise"), [(1, 1.0), (9, 0.05), (40, 0.5)])
+def test_the_nearest_are_those_of_a_whole_table(n: int, width: int, count: int, domains: int, noise: float) -> None:
+    """With directions in groups and without, and rows that do not fill blocks."""
+    rng = np.random.default_rng(n)
+    centres = rng.standard_normal((domains, width))
+    rows = unit_rows((centres[rng.integers(0, domains, n)] + noise * rng.standard_normal((n, width)))[:, None])
+    found, cosine = nearest(rows, count, block=40_000), rows @ rows.T
+    np.fill_diagonal(cosine, 1.0)
+    least = np.sort(cosine, axis=1)[:, -count]
+    row, column = np.nonzero(cosine >= least[:, None] - 1e-9)
+    assert np.array_equal(found.column, column)
+    assert np.array_equal(np.diff(found.ptr), np.bincount(row, minlength=n))
+    assert found.cosine == pytest.approx(cosine[row, column], abs=1e-12)
+
+
+def test_groups_that_lie_apart_are_not_compared() -> None:
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((10, 16))
+    rows = unit_rows((np.repeat(centres, 200, axis=0) + 0.1 * rng.standard_normal((2000, 16)))[:, None])
+    groups = divided(rows.astype(np.float32), 1e-4)
+    assert np.diff(groups.ptr).tolist() == [200] * 10
+    for g in range(10):
+        part = slice(groups.ptr[g], groups.ptr[g + 1])
+        own = rows[groups.order[part]]
+        least = np.sort(own @ own.T, axis=1)[:, -4].astype(np.float32)
+        assert groups.near(part, least).tolist() == [g]
+        assert groups.near(part, np.full(200, -1.0, dtype=np.float32)).tolist() == list(range(10))
 
 
 def test_asking_for_nothing_changes_nothing() -> None:

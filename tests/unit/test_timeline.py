@@ -1,6 +1,9 @@
 """The picture of a trace."""
 
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from simcore.engine.simulate import simulate
 from simcore.plan import Group, Task
@@ -49,3 +52,36 @@ def test_an_empty_trace_is_an_empty_picture(tmp_path: Path) -> None:
     plan = relay(2)
     draw(plan, trace_of(plan, []), tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 0
+
+
+def test_streams_that_nobody_could_see_are_left_out_and_named() -> None:
+    tasks = [Task("m0/fwd", compute("all")), Task("send1", compute("all", stream="to stage12"))]
+    plan = plan_of(tasks, {"all": Group.listed([0])}, 1)
+    figure = picture(plan, trace_of(plan, [("m0/fwd", 0, 0.0, 1.0), ("send1", 0, 0.2, 0.209)]))
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["rank 0   compute"]
+    assert figure.axes[0].get_title(loc="right") == "without to stage* (below 1%)"
+
+
+def test_thin_spans_next_to_each_other_are_one_and_none_is_too_thin_to_see() -> None:
+    plan = plan_of([Task("m0/fwd", compute("all"))], {"all": Group.listed([0])}, 1)
+    rows = [("m0/fwd", 0, 0.0, 0.4), ("m0/fwd", 0, 0.40001, 0.5), ("m0/fwd", 0, 0.9, 0.90001), ("m0/fwd", 0, 0.99, 1.0)]
+    (bars,) = picture(plan, trace_of(plan, rows)).axes[0].collections
+    found = [(path.vertices[:, 0].min(), path.vertices[:, 0].max()) for path in bars.get_paths()]
+    assert np.allclose(found, [(0.0, 0.5), (0.9, 0.9005), (0.99, 1.0)])
+
+
+def test_rlhf_is_told_by_calls_and_every_pool_is_seen() -> None:
+    groups = {"first": Group.listed(range(9)), "last": Group.listed([9])}
+    tasks = [Task("generate/r0/decode", compute("first")), Task("values/m0/s0/fwd", compute("last"))]
+    pools = [
+        {"first_rank": 0, "ranks": 9, "models": {"actor": {}, "reward": {}}},
+        {"first_rank": 9, "ranks": 1, "models": {"critic": {}}},
+    ]
+    decisions = {"calls": [{"name": "generate"}, {"name": "values"}], "pools": pools}
+    plan = replace(plan_of(tasks, groups, 10), decisions=decisions)
+    rows = [(tasks[0].id, rank, 0.0, 1.0 + rank) for rank in range(9)] + [(tasks[1].id, 9, 1.0, 2.0)]
+    figure = picture(plan, trace_of(plan, rows), lanes=4)
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["rank 0   compute", "rank 8   compute", "rank 9   compute"]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["actor, reward", "actor, reward", "critic"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["generate", "values"]
