@@ -56,7 +56,7 @@ $(VENV)/.real: pyproject.toml .ci/constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.dev: pyproject.toml .ci/constraints.txt | $(VENV)/bin/python $(VENV)/.real
-	$(PIP) --editable '.[real,s3,sweep,notebooks,dev]'
+	$(PIP) --editable '.[real,federated,s3,sweep,notebooks,dev]'
 	touch $@
 
 $(VENV)/bin/python:

@@ -8,6 +8,7 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,6 @@ from simcore.progress import Progress, part
 
 DEVICES = {"this_machine": "together", "this_machine_alone": "alone"}
 LINK = "this_machine_loopback"
-MOST_B_PER_S = 1e12
-"""So that a rate is a number where a store is too fast for what it was measured with."""
 
 PUBLICATION = 3
 """Steps that are made durable one by one when a checkpoint becomes visible: its metadata, its name, and `latest`."""
@@ -63,7 +62,7 @@ def _read(out: Path, kind: str, name: str) -> dict[str, Any]:
 def _run(
     processes: int, stores: Mapping[str, Path], quick: bool, progress: Progress | None
 ) -> dict[str, list[dict[str, Any]]]:
-    """Rows by store, each number the mean of the ranks; of a meeting the least, which is that of who came last."""
+    """Rows by store, of all ranks together."""
     with tempfile.TemporaryDirectory(prefix="windtunnel-") as name:
         folder = Path(name)
         roots = [str(path.resolve()) for path in stores.values()]
@@ -71,61 +70,79 @@ def _run(
         launch("real.checkpoint.calibrate_worker", processes, folder, arguments=arguments, progress=progress)
         ranks = [json.loads((folder / f"rank{r}.json").read_text()) for r in range(processes)]
     return {
-        store: [_mean(rows) for rows in zip(*(r[root] for r in ranks), strict=True)]
+        store: [joined(rows) for rows in zip(*(r[root] for r in ranks), strict=True)]
         for store, root in zip(stores, roots, strict=True)
     }
 
 
-def _mean(rows: Rows) -> dict[str, Any]:
-    """One row of all ranks'. What only rank 0 does, the end of a save, is its own."""
-    first = rows[0]
-    phases = {name: float(np.mean([r["phases"].get(name, 0.0) for r in rows])) for name in first["phases"]}
-    phases |= {name: first["phases"].get(name, 0.0) for name in ("barrier", "commit")}
-    phases["barrier/meet"] = min(r["phases"].get("barrier/meet", 0.0) for r in rows)
-    means = {key: float(np.mean([r[key] for r in rows])) for key in ("read_B", "received_B", "seconds", "first_agree")}
-    return {**first, **means, "phases": phases}
+def joined(rows: Rows) -> dict[str, Any]:
+    """One row of all ranks': medians over the faster half of the runs, so that what else ran for a moment does not count.
+
+    Of each run the phases of the rank for which the others waited; what only rank 0 does, the end of a save, is its own.
+    """
+    runs = []
+    for of_ranks in zip(*(r["runs"] for r in rows), strict=True):
+        last = min(of_ranks, key=lambda run: float(run["phases"].get("barrier/meet", 0.0)))
+        ends = {name: of_ranks[0]["phases"].get(name, 0.0) for name in ("barrier", "commit")}
+        runs.append({"seconds": max(run["seconds"] for run in of_ranks), "phases": {**last["phases"], **ends}})
+    runs.sort(key=lambda run: float(run["seconds"]))
+    faster = runs[: -(-len(runs) // 2)]
+    names = dict.fromkeys(name for run in faster for name in run["phases"])
+    means = {key: float(np.mean([r[key] for r in rows])) for key in ("read_B", "received_B", "first_agree")}
+    return {
+        **{key: value for key, value in rows[0].items() if key != "runs"},
+        **means,
+        "seconds": median(run["seconds"] for run in faster),
+        "phases": {name: median(run["phases"].get(name, 0.0) for run in faster) for name in names},
+    }
 
 
 def phases(rows: Rows) -> dict[str, dict[str, float]]:
     """{start_s, item_s, s_per_B} of each phase; see `costmodels.checkpoint`."""
     saves, loads = _of(rows, "save"), _of(rows, "load")
     verify, checksum = line(loads, "deserialise"), line(saves, "serialise")
-    place = _place(rows, verify)
     verify["item_s"] += line(loads, "read")["item_s"]  # what a shard's calls of the store take is the host's work
     checksum["item_s"] += line(saves, "upload")["item_s"]
     return {
-        "agree": line(saves, "agree", per_B=False),
-        "plan_arrays": _line([r["first_agree"] - r["phases"]["agree"] for r in saves], saves, per_B=False),
+        "agree": _line([r["phases"]["agree"] for r in saves], [r["items"] for r in saves]),
+        "plan_arrays": _line([r["first_agree"] - r["phases"]["agree"] for r in saves], [r["shards"] for r in saves]),
         "d2h": line(saves, "copy"),
         "checksum": checksum,
         "verify": verify,
         "system": line(saves, "system"),
-        "barrier": line(saves, "barrier", per_B=False),
-        "read_plan": line(loads, "planning", per_B=False),
-        "place": place,
+        "barrier": _line([r["phases"]["barrier"] for r in saves], [r["shards"] for r in saves]),
+        "read_plan": _line([r["phases"]["planning"] for r in loads], [r["shards"] + r["items"] for r in loads]),
+        "place": _place(rows),
     }
 
 
-def _place(rows: Rows, verify: Mapping[str, float]) -> dict[str, float]:
-    """What is left of loads in which bytes are not read to where they belong, for each byte that is copied on its way."""
-    left, copied = [], []
-    for r in (*_of(rows, "columns"), *_of(rows, "whole")):
-        known = sum(r["phases"].get(p, 0.0) for p in ("planning", "read", "exchange", "barrier", "barrier/meet"))
-        known += verify["start_s"] + r["items"] * verify["item_s"] + r["read_B"] * verify["s_per_B"]
-        left.append(max(r["seconds"] - known, 0.0))
-        copied.append(r["nbytes"] if r["what"] == "columns" else 2 * r["received_B"])
-    if not left:
+def _place(rows: Rows) -> dict[str, float]:
+    """What loads of columns take beyond reading and verifying, for each byte that is copied to where it belongs."""
+    columns = _of(rows, "columns")
+    if not columns:
         return {"start_s": 0.0, "item_s": 0.0, "s_per_B": 0.0}
-    per_B = float(np.dot(left, copied) / np.dot(copied, copied))
-    return {"start_s": 0.0, "item_s": 0.0, "s_per_B": per_B}
+    left, copied = [_beyond_reading(r, rows) for r in columns], [r["nbytes"] for r in columns]
+    return {"start_s": 0.0, "item_s": 0.0, "s_per_B": float(np.dot(left, copied) / np.dot(copied, copied))}
+
+
+def _beyond_reading(row: Mapping[str, Any], rows: Rows) -> float:
+    """Seconds of a load that are left when planning, meetings, and reading and verifying as much in place are taken off.
+
+    Threads of a rank that share its core are in each other's way, so what a call lasted is not what it costs.
+    """
+    known = sum(row["phases"].get(p, 0.0) for p in ("planning", "barrier", "barrier/meet"))
+    for phase in ("read", "deserialise"):
+        own = line(_of(rows, "load"), phase)
+        known += own["start_s"] + row["items"] * own["item_s"] + row["read_B"] * own["s_per_B"]
+    return float(max(row["seconds"] - known, 0.0))
 
 
 def exchanges(rows: Rows, processes: int) -> dict[str, dict[int, list[list[float]]]]:
-    """Points [bytes, seconds] of an exchange of all with all, and of a meeting of all."""
+    """Points [bytes, seconds] of an exchange of all with all, packed and filled in as a load does it, and of a meeting of all."""
     whole = sorted(_of(rows, "whole"), key=lambda r: r["received_B"])
     if not whole:
         return {}
-    points = [[int(r["received_B"]), r["phases"].get("exchange", 0.0)] for r in whole]
+    points = [[int(r["received_B"]), _beyond_reading(r, rows)] for r in whole]
     meeting = float(np.median([r["phases"]["barrier/meet"] for r in _of(rows, "save")]))
     return {"all_to_all": {processes: points}, "barrier": {processes: [[0, meeting]]}}
 
@@ -135,8 +152,8 @@ def store_rates(together: Rows, alone: Rows, processes: int) -> dict[str, float]
     both = {}
     for way, what, phase in (("write", "save", "upload"), ("read", "load", "read")):
         own, all_ = line(_of(alone, what), phase), line(_of(together, what), phase)
-        both[f"{way}_B_per_s"] = processes / max(all_["s_per_B"], 1.0 / MOST_B_PER_S)
-        both[f"stream_{way}_B_per_s"] = 1.0 / max(own["s_per_B"], 1.0 / MOST_B_PER_S)
+        both[f"{way}_B_per_s"] = processes / all_["s_per_B"]
+        both[f"stream_{way}_B_per_s"] = 1.0 / own["s_per_B"]
         both["commit_s" if way == "write" else "open_s"] = all_["start_s"]
     published_s = float(np.median([r["phases"]["commit"] for r in _of(together, "save")]))
     both["commit_s"] = max(both["commit_s"], published_s / PUBLICATION)
@@ -147,14 +164,22 @@ def _of(rows: Rows, what: str) -> list[Mapping[str, Any]]:
     return [r for r in rows if r["what"] == what]
 
 
-def line(rows: Rows, phase: str, *, per_B: bool = True) -> dict[str, float]:
+def line(rows: Rows, phase: str) -> dict[str, float]:
     """Start, seconds for each item and for each byte of a phase over states of different sizes."""
-    return _line([r["phases"].get(phase, 0.0) for r in rows], rows, per_B=per_B)
+    seconds = [r["phases"].get(phase, 0.0) for r in rows]
+    return _line(seconds, [r["items"] for r in rows], [r["nbytes"] for r in rows])
 
 
-def _line(seconds: Sequence[float], rows: Rows, *, per_B: bool = True) -> dict[str, float]:
-    """Not negative, in least squares of relative errors, so that small states count as much as large ones."""
-    columns = np.array([[1.0, r["items"], r["nbytes"] * per_B] for r in rows])
+def _line(seconds: Sequence[float], items: Sequence[int], nbytes: Sequence[int] | None = None) -> dict[str, float]:
+    """Not negative, in least squares of relative errors, so that small states count as much as large ones.
+
+    Where noise hides what bytes cost, everything that the largest state took is put down to them.
+    """
+    sizes = nbytes if nbytes is not None else [0] * len(items)
+    columns = np.array([[1.0, count, size] for count, size in zip(items, sizes, strict=True)])
     measured = np.maximum(np.array(seconds), 1e-7)
     found, _ = nnls(columns / measured[:, None], np.ones(len(measured)))
+    if nbytes is not None and not found[2]:
+        largest = int(np.argmax(sizes))
+        found = np.array([0.0, 0.0, measured[largest] / sizes[largest]])
     return dict(zip(("start_s", "item_s", "s_per_B"), (float(x) for x in found), strict=True))

@@ -16,7 +16,10 @@ ALIGN_B = 64
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous tensor on the CPU."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    flat = tensor.reshape(-1)
+    if flat.stride() != (1,):  # a single element counts as contiguous whatever its stride says
+        flat = flat.as_strided(flat.shape, (1,))
+    return memoryview(flat.view(torch.uint8).numpy())
 
 
 def is_plain(tensor: torch.Tensor) -> bool:

@@ -82,7 +82,7 @@ class Neighbours:
 
     def put(self, messages: Mapping[int, torch.Tensor]) -> dict[int, torch.Tensor]:
         """Lay out messages to neighbours; returns what to tell each of them, whether or not there is one for it."""
-        if not self.peers:
+        if self._arena is None or not self.peers:
             return {}
         sizes = {peer: -(-len(message) // HEADER_B) * HEADER_B for peer, message in messages.items()}
         self._reserve(sum(sizes.values()))

@@ -81,15 +81,13 @@ class _Writer:
             block = data[start : start + CACHED_B]
             if item.checksum is None:
                 hashed.update(block)
-            self.write(offset_B + start, block)
-        self._fill(offset_B + len(data))
+            gap_B = self._gap_B(offset_B + len(data)) if start + CACHED_B >= len(data) else 0
+            self.write(offset_B + start, memoryview(b"".join((block, bytes(gap_B)))) if gap_B else block)
         return hashed.intdigest() if item.checksum is None else item.checksum
 
-    def _fill(self, end_B: int) -> None:
-        """Zeros up to the next shard: a file that is written over may hold something else there."""
-        gap_B = min(-end_B % self.plan.align_B, self.nbytes - end_B)
-        if gap_B:
-            self.write(end_B, memoryview(bytes(gap_B)))
+    def _gap_B(self, end_B: int) -> int:
+        """Zeros that are due between a shard's end and the next one: a file that is written over may hold something else there."""
+        return min(-end_B % self.plan.align_B, self.nbytes - end_B)
 
 
 def _all_of(items: Sequence[ToWrite], work: Callable[[ToWrite], tuple[int, int]], workers: int) -> dict[int, int]:

@@ -57,7 +57,7 @@ def table(runs: Sequence[Run], strategies: Sequence[str] | Mapping[str, Any]) ->
         third = max(rounds // 3, 1)
         yield f"{partition}: {len({r.seed for r in mine})} seeds, {rounds} rounds"
         yield (
-            f"  {'strategy':<20} {'aggregated %':>13} {names[0] + ' ahead':>16} {f'after {third}':>13} {'trained %':>13} "
+            f"  {'strategy':<22} {'aggregated %':>13} {names[0] + ' ahead':>16} {f'after {third}':>13} {'trained %':>13} "
             + (f"{'server':>7} {'peers MB':>9}")
         )
         for name in [n for n in names if any(r.strategy == n for r in mine)]:
@@ -75,7 +75,7 @@ def _line(runs: Sequence[Run], name: str, first: str, third: int) -> str:
         _shown([float(np.mean(r.trained[-LAST:])) for r in own]),
     ]
     cells = " ".join(f"{cell:>{width}}" for cell, width in zip(found, (13, 16, 13, 13), strict=True))
-    return f"  {name:<20} {cells} {server:>7} {np.mean([r.peer_B for r in own]) / 1e6:9.1f}"
+    return f"  {name:<22} {cells} {server:>7} {np.mean([r.peer_B for r in own]) / 1e6:9.1f}"
 
 
 def _shown(values: Sequence[float]) -> str:

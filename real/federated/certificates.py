@@ -1,7 +1,7 @@
 """Certificates for one run: an authority of its own, and a name for everybody who takes part.
 
-The authority's private key never leaves the memory of the process that issues, so that nobody can issue later. Who knows the authority
-knows all its names: a certificate of any other authority is refused by TLS before a byte is read.
+The authority's private key never leaves the memory of the process that issues, so that nobody can issue later. Who knows
+the authority knows all its names: a certificate of any other authority is refused by TLS before a byte is read.
 """
 
 import os
@@ -40,8 +40,8 @@ def issue(
 ) -> None:
     """Write authority.pem, and NAME.pem and NAME.key for each of `names`; keys are readable by their owner only.
 
-    `hosts` are further addresses for which a name's certificate is good, for servers that are found by them. Raises `InputError` for
-    names that are no host names, or twice the same.
+    `hosts` are further addresses for which a name's certificate is good, for servers that are found by them. Raises
+    `InputError` for names that are no host names, or twice the same.
     """
     wrong = [n for n in names if not NAME.fullmatch(n)] + sorted({n for n in names if names.count(n) > 1})
     if wrong:

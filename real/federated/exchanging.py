@@ -49,7 +49,8 @@ class Network:
 class Folders:
     """Clients of Flower's simulation: processes of one user that take turns, so nobody is there to answer.
 
-    Each reads what the other trained from its folder. It gets exactly what orders grant, but nothing stands in its way to read more.
+    Each reads what the other trained from its folder. It gets exactly what orders grant, but nothing stands in its way to
+    read more.
     """
 
     clients: Path

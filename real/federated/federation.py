@@ -105,8 +105,7 @@ class LocalFederation:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.number * 1009 + client)
         towards = self.server if self.strategy.proximal else None
         data = self.data[client].train
-        how = self.how.in_round(self.number)
-        loss = train(self.model, data, how, generator, proximal=self.strategy.proximal, towards=towards)
+        loss = train(self.model, data, self.how, generator, proximal=self.strategy.proximal, towards=towards)
         self.states[client] = {n: p.detach().clone() for n, p in self.model.named_parameters()}
         return loss
 

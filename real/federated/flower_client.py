@@ -1,8 +1,8 @@
 """Flower's ClientApp: trains, and exchanges experts with its peers, as the server says.
 
-In a deployment a SuperNode is started with `--node-config 'partition-id=0 folder="..."'`: a folder of the client's own with its
-certificate, its model, and `peers.json`, where its peers are. Beside it runs `python -m real.federated.peer_process FOLDER`. In Flower's
-simulation clients have no such folder; they find each other's models in `folder` of the run.
+In a deployment a SuperNode is started with `--node-config 'partition-id=0 folder="..."'`: a folder of the client's own with
+its certificate, its model, and `peers.json`, where its peers are. Beside it runs `python -m real.federated.peer_process
+FOLDER`. In Flower's simulation clients have no such folder; they find each other's models in `folder` of the run.
 """
 
 import json
@@ -27,7 +27,7 @@ from real.federated.settings import Settings
 app = ClientApp()
 
 
-@app.train()
+@app.train()  # type: ignore[untyped-decorator]
 def train(message: Message, context: Context) -> Message:
     """A round of training from what the server averaged; the answer is what it averages."""
     settings, member = _member(context)
@@ -47,7 +47,7 @@ def train(message: Message, context: Context) -> Message:
     return Message(RecordDict({ANSWER: answer, METRICS: MetricRecord(metrics)}), reply_to=message)
 
 
-@app.query("exchange")
+@app.query("exchange")  # type: ignore[untyped-decorator]
 def exchange(message: Message, context: Context) -> Message:
     """Serve what orders grant, fetch what they say, and mix what came; says who failed."""
     settings, member = _member(context)

@@ -32,7 +32,9 @@ app = ServerApp()
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundDone:
     """One round. `absent` says by name why somebody's training did not count, `unheard` from whom
-    others could not fetch, and how. Accuracies are means over clients: `before` with what the round before made, `trained` after training."""
+    others could not fetch, and how. Accuracies are means over clients: `before` with what the round before made, `trained`
+    after training.
+    """
 
     number: int
     seconds: float
@@ -67,7 +69,7 @@ class Replies:
     absent: dict[int, str]
 
 
-@app.main()
+@app.main()  # type: ignore[untyped-decorator]
 def main(grid: Grid, context: Context) -> None:
     """All rounds of a run."""
     torch.set_num_threads(1)

@@ -1,8 +1,9 @@
 """Who may have what in a round, and which requests are answered.
 
-The server draws a nonce for each round and tells it to those who exchange something in it, each with a list of its own: who may fetch
-what from it. A request names the round, the nonce, and a number used once. It is answered if the certificate of the one who asks has
-a grant, the round is on and its time not over, and the number is new; anything else is refused with a reason.
+The server draws a nonce for each round and tells it to those who exchange something in it, each with a list of its own: who
+may fetch what from it. A request names the round, the nonce, and a number used once. It is answered if the certificate of
+the one who asks has a grant, the round is on and its time not over, and the number is new; anything else is refused with a
+reason.
 """
 
 import secrets

@@ -1,7 +1,7 @@
 """What a client does by itself: train for some epochs, and test."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,21 +16,13 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """How clients train: stochastic gradient descent; `balance` weighs the load-balancing loss.
-
-    The learning rate is `rate` in round 0 and `decay` times that of the round before in each other.
-    """
+    """How clients train: stochastic gradient descent; `balance` weighs the load-balancing loss."""
 
     epochs: int = 2
     batch: int = 32
     rate: float = 0.05
     momentum: float = 0.9
     balance: float = 0.01
-    decay: float = 1.0
-
-    def in_round(self, number: int) -> "Training":
-        """The same with the rate of round `number`."""
-        return replace(self, rate=self.rate * self.decay**number, decay=1.0)
 
 
 def train(

@@ -1,4 +1,4 @@
-"""What the server tells each client after a round's training: whom to serve, what to fetch from whom, and of what its experts are made.
+"""What the server tells each client after training: whom to serve, what to fetch, and of what its experts are made.
 
 An expert is called `expert-3` by its number at its owner; what gossip sends is `share`.
 """

@@ -1,7 +1,7 @@
 """What travels: named tensors as safetensors bytes, and the checks of those who get them.
 
-The receiver knows what it asked for, so it knows names, types, shapes and the most bytes before anything comes. Nothing that arrives
-is run, unpickled, or allowed to say how much memory is to be taken.
+The receiver knows what it asked for, so it knows names, types, shapes and the most bytes before anything comes. Nothing
+that arrives is run, unpickled, or allowed to say how much memory is to be taken.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
-"""`python -m real.federated.peer_process FOLDER NAME PORT`: serves a client's experts beside its SuperNode, which is there for messages only.
+"""`python -m real.federated.peer_process FOLDER NAME PORT`: serves a client's experts; a SuperNode only passes messages on.
 
-Its ClientApp leaves orders and the trained model in the folder; what they grant is served until the next orders come. The process ends
-with the one that started it.
+Its ClientApp leaves orders and the trained model in the folder; what they grant is served until the next orders come. The
+process ends with the one that started it.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from pydantic import ValidationError
+from safetensors import SafetensorError
 
 from real.federated.certificates import load
 from real.federated.member import TRAINED, kept, offered
@@ -35,7 +36,7 @@ def follow(folder: Path, service: PeerService, seed: int, over: threading.Event)
         try:
             orders = Orders.model_validate_json(path.read_bytes())
             state, number = kept(folder / TRAINED)
-        except (ValidationError, OSError) as error:
+        except (ValidationError, SafetensorError, OSError, LookupError) as error:
             LOG.warning("orders that cannot be followed: %s", error)
             continue
         if number != orders.number:

@@ -1,7 +1,8 @@
 """Experts from client to client: gRPC with mutual TLS, one call to fetch what the round grants.
 
-A peer is who its certificate says. `PeerService` answers with a stream of pieces of a safetensors parcel. `fetch` knows how much it
-asked for and hangs up on more; a piece is at most `PIECE_B`, which gRPC checks before it takes memory. Each call has a deadline.
+A peer is who its certificate says. `PeerService` answers with a stream of pieces of a safetensors parcel. `fetch` knows how
+much it asked for and hangs up on more; a piece is at most `PIECE_B`, which gRPC checks before it takes memory. Each call
+has a deadline.
 """
 
 import threading

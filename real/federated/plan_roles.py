@@ -1,8 +1,8 @@
 """What a client and what the server of a federated plan does in a round, with a span for each of its tasks.
 
-In round i the server offers the model (its stage 2i), a client what it trained (stage i): its answer to the server, its experts to
-peers; then the server the list of what to fetch (2i + 1). Who gets something measures it. Experts are mixed as the plan says, whatever
-gates come of training: a plan's matrix is its own.
+In round i the server offers the model (its stage 2i), a client what it trained (stage i): its answer to the server, its
+experts to peers; then the server the list of what to fetch (2i + 1). Who gets something measures it. Experts are mixed as
+the plan says, whatever gates come of training: a plan's matrix is its own.
 """
 
 import time

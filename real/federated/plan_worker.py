@@ -1,4 +1,4 @@
-"""One rank of a federated plan: `python -m real.federated.plan_worker FOLDER`, started for each by `real.workloads.federated_moe`."""
+"""One rank of a federated plan: `python -m real.federated.plan_worker FOLDER`, started by `real.workloads.federated_moe`."""
 
 import json
 import resource
@@ -23,7 +23,7 @@ from simcore.plan import Plan
 WARM_UP = 1  # opens the connections that later rounds find open
 
 
-@record
+@record  # type: ignore[untyped-decorator]
 def main() -> None:
     """Run the plan of the folder."""
     folder = Path(sys.argv[1])

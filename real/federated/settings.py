@@ -42,7 +42,8 @@ class Settings(BaseModel):
     hidden: int = Field(128, ge=1, description="Width of an expert's hidden layer.")
     top_k: int = Field(2, ge=1, description="Experts that a sample visits.")
     folder: str = Field(
-        "out/federated", description="Where clients keep their models, unless they have folders of their own."
+        "out/federated",
+        description="For models and rounds.json; an absolute path, as Flower's processes run elsewhere.",
     )
     quorum: float = Field(1.0, gt=0, le=1, description="Share of clients after whose answers the server goes on.")
     deadline: float = Field(600.0, gt=0, description="Seconds that the server waits for answers at most.")

@@ -1,8 +1,9 @@
 """Links of given rates and latencies between processes of one machine: relays that let bytes through as token buckets allow.
 
-Every link has one bucket that all flows over it share. A piece of a flow takes from the buckets of all its links at once, waits until
-the last of them has let it through, and arrives a latency later; only then the flow's next piece takes its turn. So flows over a full
-link get equal shares, and what one cannot use because of another link is left to the others: about max-min, as in the simulator.
+Every link has one bucket that all flows over it share. A piece of a flow takes from the buckets of all its links at once,
+waits until the last of them has let it through, and arrives a latency later; only then the flow's next piece takes its
+turn. So flows over a full link get equal shares, and what one cannot use because of another link is left to the others:
+about max-min, as in the simulator.
 
 TLS passes through unread: who relays cannot see or change what peers say.
 """
@@ -10,7 +11,7 @@ TLS passes through unread: who relays cannot see or change what peers say.
 import asyncio
 import contextlib
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 PIECE_B = 16 * 1024
@@ -41,7 +42,7 @@ class Way:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """What is asked at `port` of this machine goes to `target` (host, port): `there` names the links out, `back` those of answers."""
+    """What comes to `port` of this machine goes to `target` (host, port) over the links `there`, answers over those `back`."""
 
     port: int
     target: tuple[str, int]

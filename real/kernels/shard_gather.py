@@ -234,6 +234,6 @@ def reference_gather(views: Sequence[torch.Tensor], *, align_B: int = STRIPE_B) 
     starts, total_B = places(sizes, align_B)
     out = torch.zeros(total_B, dtype=torch.uint8, device=views[0].device if views else None)
     for view, start, size in zip(views, starts, sizes, strict=True):
-        out[start : start + size] = view.contiguous().reshape(-1).view(torch.uint8)
+        out[start : start + size] = view.clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8)
     host = out.cpu().numpy()
     return out, [xxhash.xxh3_64_intdigest(host[a : a + n]) for a, n in zip(starts, sizes, strict=True)]

@@ -9,10 +9,13 @@ more than 15 % off, or if plans that measurements tell apart are predicted in an
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
+from costmodels.generation_eager import eager_of
 from real.variations import Variations, measure, options_of, tell
-from simcore.errors import WindtunnelError
+from simcore.errors import InputError, Problem, WindtunnelError
+from simcore.scenario import load
 
 LARGEST = 0.15
 TIED = 0.03
@@ -41,10 +44,21 @@ def swapped(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     ]
 
 
+def _measured(scenario: Path) -> None:
+    """Raises `InputError` where what a controller and a decode step take is not known of the machine."""
+    device = load(scenario).cluster().device(0)
+    if eager_of(device) is None:
+        problem = Problem(
+            device.name, "no `eager` in its calibration", "a newer calibration", "Run `windtunnel calibrate`."
+        )
+        raise InputError("this machine has not been measured for RLHF", [problem])
+
+
 def main() -> int:
     """Measure, print, judge."""
     options = options_of(__doc__, "scenarios/hybridflow_this_machine.yaml")
     try:
+        _measured(options.scenario)
         rows = measure(options.scenario, options.repeat, options.only, VARIATIONS)
     except WindtunnelError as error:
         print(error, file=sys.stderr)

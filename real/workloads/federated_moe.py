@@ -1,6 +1,7 @@
 """Federated rounds for real: a process for each client and one for the server, behind links shaped as the cluster's.
 
-Everybody asks everybody over gRPC with mutual TLS, as in a deployment with Flower, whose messages wait in queues that no plan knows of.
+Everybody asks everybody over gRPC with mutual TLS, as in a deployment with Flower, whose messages wait in queues that no
+plan knows of.
 """
 
 import json
@@ -8,9 +9,10 @@ import secrets
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +37,12 @@ def lacking(plan: Plan) -> list[Problem]:
     rules = [
         ("n_ranks", plan.n_ranks, plan.n_ranks <= MOST_CPU_RANKS, f"at most {MOST_CPU_RANKS}, the server included"),
         ("planner.relays", settings["relays"], not settings["relays"], "false: relays are only simulated"),
-        ("workload.optimizer", plan.workload["optimizer"], plan.workload["optimizer"] == "sgd_momentum", "sgd_momentum"),
+        (
+            "workload.optimizer",
+            plan.workload["optimizer"],
+            plan.workload["optimizer"] == "sgd_momentum",
+            "sgd_momentum",
+        ),
         ("workload.model.image", image, image in IMAGES, " or ".join(map(str, IMAGES))),
         ("workload.model.classes", model["classes"], model["classes"] == 10, "10: images are of digits"),
     ]
@@ -96,7 +103,7 @@ def _route(cluster: Cluster, a: int, b: int, port: int, target: int) -> Route:
     )
 
 
-def _both_ends(plan: Plan, results: list[dict]) -> list[dict]:  # type: ignore[type-arg]  # JSON
+def _both_ends(plan: Plan, results: list[dict[str, Any]]) -> list[Mapping[str, Any]]:
     """Results with every transfer on both of its ranks, from when it could begin.
 
     The one who gets it measures it, and may have asked before the other had it to give.

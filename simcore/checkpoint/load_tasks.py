@@ -55,8 +55,7 @@ def _sizes(job: CheckpointJob, saved: Choice) -> dict[tuple[int, str], _Sizes]:
     work = job.workload.training
     read, received = read_B(work, saved, job.choice, once=job.system.reads_once, flat=job.flat)
     placed = placed_B(work, saved, job.choice, flat=job.flat)
-    if job.system.raw:  # what others want is packed here and filled in there
-        placed = np.where(received > 0, 2 * received, placed)
+    placed = np.where(received > 0, 0, placed)  # what is exchanged is packed and filled in on its way
     return {
         (stage, name): _Sizes(
             read=int(read[stage, role]),

@@ -6,6 +6,7 @@ that a real save uses (`saving`), says it for all. What tensor parallel ranks ha
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Literal
 
 import numpy as np
@@ -13,7 +14,17 @@ import numpy as np
 from simcore.checkpoint.layouts import Mesh, Placement, layout
 from simcore.checkpoint.saving import LARGEST_SHARD_B, imbalance, lowest_rank_plan, save_plan
 from simcore.checkpoint.shards import Ints, TensorSpec
-from simcore.checkpoint.training_states import ROLES, Kind, LocalTensor, held_B, kinds_of, mesh_of, stages_of, tp_dim
+from simcore.checkpoint.training_states import (
+    ROLES,
+    Kind,
+    LocalTensor,
+    Stages,
+    held_B,
+    kinds_of,
+    mesh_of,
+    stages_of,
+    tp_dim,
+)
 from simcore.training.choice import Choice
 from simcore.workloads.transformer_training import TransformerTraining
 
@@ -164,6 +175,27 @@ def placed_B(workload: TransformerTraining, saved: Choice, wanted: Choice, *, fl
     return placed
 
 
+def _shards_B(stages: Stages, kind: Kind, saved: Choice, coarse: int) -> float:
+    """Size that the saved shards of large tensors have: a replica's slice, or what shards are cut to."""
+    slice_B = stages.elements * coarse * kind.item_B / mesh_of(saved).dp
+    return min(slice_B, LARGEST_SHARD_B) if kind.spread == "flat" else LARGEST_SHARD_B
+
+
+def _whole_shards_B(tensor: LocalTensor, kind: Kind, wide: Choice, coarse: int, shards_B: float) -> float:
+    """Bytes of the saved shards that a tensor parallel rank wants something of, for one of its tensors. `coarse` ranks want what
+    one saved: of columns each of them reads all, of rows the shards that its own rows are in."""
+    nbytes = tensor.elements * kind.item_B
+    if coarse == 1 or tensor.copied:
+        return nbytes
+    if tp_dim(tensor.name, wide) != 0:
+        return nbytes * coarse
+    shards = ceil(nbytes * coarse / shards_B)
+    if kind.spread == "shard":
+        shards = max(shards, coarse)
+    touched = max(ceil((i + 1) * shards / coarse) - i * shards // coarse for i in range(coarse))
+    return nbytes * coarse * touched / shards
+
+
 def read_B(
     workload: TransformerTraining,
     saved: Choice,
@@ -181,7 +213,7 @@ def read_B(
     mesh = mesh_of(wanted)
     read = np.zeros((wanted.pp, len(ROLES)), dtype=np.int64)
     received = np.zeros_like(read)
-    coarse = max(wanted.tp // saved.tp, 1)
+    coarse, wide = max(wanted.tp // saved.tp, 1), max(saved, wanted, key=lambda choice: choice.tp)
     same = (saved.shards, saved.tp, saved.pp, saved.zero) == (wanted.shards, wanted.tp, wanted.pp, wanted.zero)
     for stages in stages_of(workload, wanted):
         at = list(stages.numbers)
@@ -189,9 +221,10 @@ def read_B(
             role = ROLES.index(kind.role)
             wants = int(held_B(stages.tensors, kind, mesh.dp).max())
             local = stages.elements * kind.item_B
+            shards_B = _shards_B(stages, kind, saved, coarse)
+            more = sum(_whole_shards_B(t, kind, wide, coarse, shards_B) for t in stages.tensors) / max(local, 1)
             mine = -(-local // mesh.dp) if once else wants
-            cut = sum(t.elements for t in stages.tensors if not t.copied) / max(stages.elements, 1)
-            read[at, role] += mine + int(mine * cut * (coarse - 1))
+            read[at, role] += int(mine * more)
             if once:
                 received[at, role] += wants - (wants if same and kind.spread != "replicate" else wants // mesh.dp)
     return read, received

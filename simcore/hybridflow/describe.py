@@ -5,9 +5,12 @@ Everything is read from the plan's decisions; times are those of the planner's c
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from costmodels import catalog, memory
+from costmodels import memory
+from costmodels.catalog import Catalog
+from costmodels.specs import DeviceSpec
 from simcore.errors import PlanError, Problem
 from simcore.plan import Plan
 
@@ -67,8 +70,12 @@ class Description:
     idle_s: Mapping[str, Mapping[str, float]]
 
 
-def describe(plan: Plan) -> Description:
-    """Raises `PlanError` for a plan that no planner of RLHF made."""
+def describe(plan: Plan, known: Catalog | None = None) -> Description:
+    """Raises `PlanError` for a plan that no planner of RLHF made.
+
+    `known` has the plan's devices; by default they are the catalogue's and those measured in the folder `calibration`.
+    """
+    known = known or Catalog([Path("calibration")])
     decisions = plan.decisions
     if "pools" not in decisions or "calls" not in decisions:
         made = str(decisions.get("system", plan.name))
@@ -82,7 +89,7 @@ def describe(plan: Plan) -> Description:
         tokens_per_s=plan.workload["tokens_per_iteration"] / iteration_s,
         stays=tuple(stay for pool in pools for stay in _stays(pool)),
         turns=tuple(_turn(c) for c in calls if c["pool"]),
-        fills=tuple(fill for pool in pools for fill in _fills(pool)),
+        fills=tuple(fill for pool in pools for fill in _fills(pool, known.device(pool["device"]))),
         idle_s={pool["name"]: _idle(pool["name"], calls, iteration_s) for pool in pools},
     )
 
@@ -120,9 +127,8 @@ def _turn(call: Mapping[str, Any]) -> Turn:
     )
 
 
-def _fills(pool: Mapping[str, Any]) -> list[Fill]:
+def _fills(pool: Mapping[str, Any], device: DeviceSpec) -> list[Fill]:
     """At the call that needs most beside what stays, and while generating."""
-    device = catalog.device(pool["device"])
     stays = {"overhead": memory.OVERHEAD_B} if device.kind == "gpu" else {}
     for model in pool["models"].values():
         for kind, size in model["states_B"].items() if not model["offloaded"] else ():

@@ -46,7 +46,9 @@ class Generation(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    engine: str = Field("vllm", description="Whose kernels and host code: vllm, trt-llm, deepspeed, ...")
+    engine: str = Field(
+        "vllm", description="Whose kernels and host code: vllm, trt-llm, deepspeed, ...; transformers for real runs."
+    )
     max_num_seqs: int = Field(256, ge=1, le=65_536, description="Most sequences at a time (vLLM's default).")
     memory_share: float = Field(
         0.9, gt=0, le=1, description="Of a device's memory, that everything together may take (vLLM's default)."

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from real.checkpoint.leaves import FlatSlice, Part
+from real.checkpoint.memory import bytes_of
 from simcore.checkpoint.layouts import Mesh, Placement
 
 
@@ -105,7 +106,7 @@ def memory(leaf: Any) -> torch.Tensor:
 
 def bits(tensor: torch.Tensor) -> bytes:
     """The bytes of a tensor: what "bit-exact" compares."""
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return bytes(bytes_of(tensor.detach().resolve_conj().contiguous()))
 
 
 def random_tensor(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:

@@ -3,6 +3,7 @@
 import json
 import resource
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def test_whatever_a_header_and_table_say_only_our_errors_come_of_it(
         if data.draw(st.integers(0, 5)) == 0:
             del where[key]
         else:
-            where[key] = data.draw(NASTY)
+            where[key] = deepcopy(data.draw(NASTY))
     for _ in range(data.draw(st.integers(0, 3))):
         value = data.draw(st.sampled_from([-1, 0, 1, 2, 3, 5, 64, 2**31, 2**40, 2**62, -(2**63)]))
         table[data.draw(st.integers(0, table.shape[0] - 1)), data.draw(st.integers(0, table.shape[1] - 1))] = value

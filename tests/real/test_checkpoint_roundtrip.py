@@ -291,3 +291,17 @@ def test_stores_of_fsspec_hold_the_same(tmp_path: Path, address: str) -> None:
 def test_an_unknown_store_is_refused() -> None:
     with pytest.raises(InputError, match="nosuch://x"):
         Checkpointer("nosuch://x")
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_single_elements_of_strided_tensors(tmp_path: Path, asynchronous: bool) -> None:
+    """torch calls them contiguous, and yet does not see them as bytes."""
+    state = {
+        "a": torch.arange(4.0)[::2][1:],
+        "b": torch.arange(12.0).view(3, 4)[1:2, ::3][:, :1],
+        "c": torch.ones(1, 5).t()[:1],
+    }
+    Checkpointer(tmp_path).save({"model": state}, step=1, asynchronous=asynchronous).wait()
+    target = {n: torch.zeros(8)[::4][:1].view(t.shape) for n, t in state.items()}
+    load(tmp_path, {"model": target})
+    assert [target[n].item() for n in state] == [2.0, 4.0, 1.0]

@@ -7,9 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from real.checkpoint.checkpointer import Checkpointer, load
+from real.checkpoint.errors import CheckpointError, CorruptCheckpoint
+from real.checkpoint.leaves import Part
 from real.checkpoint.ranks import Processes, own_group
 from real.checkpoint.sharing import NAME, Neighbours
+from real.checkpoint.storage import Local
+from simcore.checkpoint.boxes import chunk
 from tests.real.checkpoint_processes import ended, world
+from tests.real.checkpoint_world import Threads, bits, in_world, random_tensor
 
 SIZES = (3, 1000, 70_000, 5, 300_000, 300_000, 1)
 
@@ -54,8 +60,11 @@ def test_what_is_not_the_memory_of_a_rank_is_not_opened(tmp_path: Path) -> None:
     os.write(other, bytes(4096))
     for descriptor in (reader, file, other, 10**6):
         told = b"".join(n.to_bytes(8, "little") for n in (os.getpid(), descriptor)) + b"token of 16 byte"
-        found = Neighbours(0, lambda mine, told=told: [mine, told if len(mine) > 2 else b"\1\1"])
-        assert not found.peers
+
+        def all_gather(mine: bytes, told: bytes = told) -> list[bytes]:
+            return [mine, told if len(mine) > 2 else b"\1\1"]
+
+        assert not Neighbours(0, all_gather).peers
     for descriptor in (reader, writer, file, other):
         os.close(descriptor)
 
@@ -66,3 +75,55 @@ def test_nothing_stays_open_when_ranks_are_gone() -> None:
     found.put({})
     del found
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+SHAPES = {"a": (7, 5), "b": (2, 40), "c": (4, 3, 4), "d": (1, 30), "e": (6, 2)}
+DTYPES = {"a": torch.float32, "b": torch.int64, "c": torch.bfloat16, "d": torch.uint8, "e": torch.float64}
+
+
+def wholes() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {n: random_tensor(shape, DTYPES[n], generator) for n, shape in SHAPES.items()}
+
+
+def held(tensors: Mapping[str, torch.Tensor], rank: int, size: int, dim: int) -> dict[str, Part]:
+    """Rows (dim 0) or columns (dim 1) of a rank; some ranks have none of a small tensor."""
+    found = {}
+    for name, tensor in tensors.items():
+        start, length = chunk(tensor.shape[dim], size, rank)
+        offsets = tuple(start if d == dim else 0 for d in range(tensor.dim()))
+        found[name] = Part(tensor.narrow(dim, start, length).clone(), tuple(tensor.shape), offsets)
+    return found
+
+
+@pytest.mark.parametrize("block_B", [1, 16, 50, 200])
+def test_blocks_rounds_and_lanes_of_a_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_B: int) -> None:
+    """Shards of several blocks, in several rounds, more shards than lanes; then one byte is flipped."""
+    monkeypatch.setattr(Local, "block_B", block_B)
+
+    def save_part(rank: int, ranks: Threads, background: Threads) -> None:
+        checkpointer = Checkpointer(tmp_path, ranks=ranks, background=background, largest_shard_B=100)
+        checkpointer.save({"model": held(wholes(), rank, 3, 0)}, step=1)
+
+    def load_part(rank: int, ranks: Threads, background: Threads) -> int:
+        zeros = {n: torch.zeros_like(t) for n, t in wholes().items()}
+        target = held(zeros, rank, 2, 1)
+        loaded = Checkpointer(tmp_path, ranks=ranks, background=background, threads=2).load({"model": target})
+        for name, part in held(wholes(), rank, 2, 1).items():
+            assert bits(target[name].data) == bits(part.data), name
+        return loaded.read_B
+
+    in_world(3, save_part)
+    assert sum(in_world(2, load_part)) == sum(t.numel() * t.element_size() for t in wholes().values())
+    file = tmp_path / "step-00000001" / "model-000001.bin"
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(CorruptCheckpoint, match=r"model-000001\.bin, shard model/b\[1, 30\]"):
+        load(tmp_path, {"model": wholes()})
+
+    def damaged_part(rank: int, ranks: Threads, background: Threads) -> None:
+        with pytest.raises(CheckpointError, match=r"model-000001\.bin, shard model/b\[1, 30\]"):
+            load_part(rank, ranks, background)
+
+    in_world(2, damaged_part)

@@ -8,6 +8,7 @@ import pytest
 
 from real.federated.accuracy import PARTITIONS, STRATEGIES, jobs_left, kept, main, settings
 from real.federated.accuracy_table import Run, ahead, mean_and_error, table
+from real.federated.datasets import small_digits
 from simcore.errors import InputError
 
 
@@ -74,7 +75,8 @@ def test_finished_runs_are_kept_and_other_settings_refused(tmp_path: Path) -> No
     assert main(["--out", str(path), "--seeds", "1"]) == 2
 
 
-def test_a_partition_with_domains_turns_images() -> None:
+def test_a_partition_with_domains_turns_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("real.federated.accuracy.mnist", small_digits)
     plain, turned = PARTITIONS["Dirichlet 0.5"].data(0), PARTITIONS["Dirichlet 0.5, 4 domains"].data(0)
     assert [len(p.train.classes) for p in plain] == [len(t.train.classes) for t in turned]
     assert plain[0].train.pixels.allclose(turned[0].train.pixels, atol=1e-4)

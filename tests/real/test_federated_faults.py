@@ -16,7 +16,7 @@ import torch
 
 from real.federated.certificates import Identity, issue, load
 from real.federated.coordinator import GATE, Answer, Coordinator, sent
-from real.federated.deployment import _hand_out
+from real.federated.deployment import hand_out
 from real.federated.exchanging import Network
 from real.federated.federation import mix
 from real.federated.local import State
@@ -96,7 +96,7 @@ def stalling(identity: Identity, first: bytes, *, stalls: bool) -> Iterator[str]
 def killed(keys: Path, member: Member, orders: Orders) -> Iterator[str]:
     """A peer process that has served somebody, and is killed before it serves others."""
     name, (port,) = client_name(member.number), free_ports(1)
-    _hand_out(keys, name, member.folder)
+    hand_out(keys, name, member.folder)
     command = [sys.executable, "-m", "real.federated.peer_process", str(member.folder), name, str(port)]
     process = subprocess.Popen([*command, "--seed", str(GIVEN.seed)])
     try:

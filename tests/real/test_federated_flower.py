@@ -68,7 +68,9 @@ class DirectGrid:
                 yield found
 
 
-def run(folder: Path, spoil: Callable[[int, Message], Message | None] = lambda c, m: m, **more: Any) -> list[dict[str, Any]]:
+def run(
+    folder: Path, spoil: Callable[[int, Message], Message | None] = lambda c, m: m, **more: Any
+) -> list[dict[str, Any]]:
     config = {**SMALL, "clients": 4, "rounds": 2, "folder": str(folder), **more}
     grid = DirectGrid(config, 4, spoil)
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=config)
@@ -113,7 +115,7 @@ def test_who_fails_is_named_and_the_others_go_on(
 ) -> None:
     done = run(tmp_path, spoil, rounds=1, deadline=3.0, **{"peer-timeout": 1.0})
     assert done[0]["there"] == [0, 1, 3]
-    (who, why), = done[0]["absent"].items()
+    ((who, why),) = done[0]["absent"].items()
     assert who in ("client-2", "node 102") and why.startswith(how)
 
 

@@ -1,4 +1,4 @@
-"""Clients and server apart, as Flower runs them, come to the same models as one process that has all of them; nobody loses its own."""
+"""Clients and server apart come to the same models as one process that has all of them; nobody loses its own."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,7 +34,9 @@ def members(given: Settings, folder: Path) -> list[Member]:
     ]
 
 
-def play(given: Settings, coordinator: Coordinator, those: Mapping[int, Member], exchange: Mapping[int, Exchange]) -> dict[int, Orders]:
+def play(
+    given: Settings, coordinator: Coordinator, those: Mapping[int, Member], exchange: Mapping[int, Exchange]
+) -> dict[int, Orders]:
     """One round, each client by itself."""
     answers = {}
     for c, member in those.items():

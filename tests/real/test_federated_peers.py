@@ -1,4 +1,4 @@
-"""Experts between peers: only what is granted, only to whom, only once; whatever a peer sends, memory stays bounded and the error names it."""
+"""Experts between peers: what is granted, to whom it is, and once; whatever a peer sends, memory stays bounded."""
 
 import resource
 import threading
@@ -15,7 +15,17 @@ import torch
 from real.federated.certificates import Identity, issue, load
 from real.federated.granting import ATTEMPTS, REQUEST_B, Grants, Guard, RefusedError, Request, fresh
 from real.federated.parcels import BadParcelError, layout_of, most_B, pack, unpack
-from real.federated.peers import METHOD, PIECE_B, SERVICE, Patience, Peer, PeerFailedError, PeerService, fetch, fetch_all
+from real.federated.peers import (
+    METHOD,
+    PIECE_B,
+    SERVICE,
+    Patience,
+    Peer,
+    PeerFailedError,
+    PeerService,
+    fetch,
+    fetch_all,
+)
 from simcore.errors import InputError
 
 EXPERT = {"up": torch.randn(16, 8), "down": torch.randn(8, 4)}
@@ -66,9 +76,7 @@ def raw(who: Identity, address: str, data: bytes) -> bytes:
         return b"".join(channel.unary_stream(f"/{SERVICE}/{METHOD}")(data, timeout=5.0))
 
 
-def test_what_is_granted_arrives_unchanged(
-    service: PeerService, identities: dict[str, Identity], nonce: str
-) -> None:
+def test_what_is_granted_arrives_unchanged(service: PeerService, identities: dict[str, Identity], nonce: str) -> None:
     found = ask(identities["client-1"], service.address, nonce)
     assert all(torch.equal(found["expert-1"][n], t) for n, t in ITEMS["expert-1"].items())
 
@@ -101,9 +109,7 @@ def test_a_request_counts_once(service: PeerService, identities: dict[str, Ident
     assert caught.value.code() is grpc.StatusCode.ALREADY_EXISTS
 
 
-def test_a_peer_is_served_a_few_times_only(
-    service: PeerService, identities: dict[str, Identity], nonce: str
-) -> None:
+def test_a_peer_is_served_a_few_times_only(service: PeerService, identities: dict[str, Identity], nonce: str) -> None:
     for _ in range(ATTEMPTS):
         ask(identities["client-1"], service.address, nonce)
     with pytest.raises(PeerFailedError, match="too often"):

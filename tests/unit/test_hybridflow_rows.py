@@ -1,9 +1,9 @@
 """HybridFlow's measurements (EuroSys 2025, as digitised): throughput, placements, generation over t_g.
 
 Two numbers were selected on the rows of this file, once for all of them: how long an engine takes to start
-(`costmodels.generation.ENGINE_START_S`, one transition) and how deep pipelines may be (`simcore.hybridflow.model_costs.SHALLOW`, 2).
-The file is no test of these two; rows of other models are. Hardware is the paper's: hosts of eight A100 with NVLink, 200 Gbit/s
-between hosts; 1024 prompts and responses of 1024 tokens, eight updates.
+(`costmodels.generation.ENGINE_START_S`, from one transition) and how deep pipelines may be
+(`simcore.hybridflow.model_costs.SHALLOW`, 2). The file is no test of these two; rows of other models are. Hardware is the paper's:
+hosts of eight A100 with NVLink, 200 Gbit/s between hosts; 1024 prompts and responses of 1024 tokens, eight updates.
 """
 
 import dataclasses
