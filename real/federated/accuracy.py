@@ -74,9 +74,9 @@ STRATEGIES = {
     "gossip": Strategy(system="gossip"),
     "SAPS-like": Strategy(system="saps", share=0.1),
 }
-"""The first is compared with the others. Settings come from seed 0 alone: clients' rate of 0.05 was best of 0.05, 0.02 and 0.01 for
-FedAvg-MoE and FedMoE-DA (per-index averaging saw 0.05 and 0.02), and `tau` of 0.1 better than 1 at Dirichlet 0.1. There FedMoE-DA is
-ahead of both others, at Dirichlet 0.5 behind both. The shared gate is a variant that the server averages, too."""
+"""The first is compared with the others. Settings come from seed 0 alone: clients' rate of 0.05 was best of 0.05, 0.02 and 0.01
+for FedAvg-MoE and FedMoE-DA (per-index averaging saw 0.05 and 0.02), and `tau` of 0.1 better than 1 at Dirichlet 0.1. There
+FedMoE-DA is ahead of both others, at Dirichlet 0.5 behind both. The shared gate is a variant that the server averages, too."""
 
 
 def measure(job: Job) -> Run:
