@@ -3,7 +3,8 @@
 import errno
 import os
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,13 @@ def unprivileged(work: Callable[[], None]) -> None:
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """A root with one checkpoint that everybody may read and nobody else may write."""
-    for folder in (tmp_path, *tmp_path.parents[:2]):
+def root() -> Iterator[Path]:
+    """A root with one checkpoint that everybody may read and nobody else may write; folders of pytest are closed to others."""
+    with tempfile.TemporaryDirectory(prefix="windtunnel-") as name:
+        folder = Path(name)
         folder.chmod(0o755)
-    save(tmp_path / "run", state(1), step=1)
-    return tmp_path / "run"
+        save(folder / "run", state(1), step=1)
+        yield folder / "run"
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
