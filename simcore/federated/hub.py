@@ -22,7 +22,10 @@ def shared(capacity: float, cap: Floats, start_s: Floats, nbytes: Floats, gone_s
     caps, kind = np.unique(cap, return_inverse=True)
     starts = np.argsort(start_s, kind="stable")
     leaves = np.argsort(gone_s, kind="stable")
-    end: Floats = _play(capacity, caps, kind.reshape(-1).astype(np.int64), start_s, nbytes, gone_s, starts, leaves)
+    kind = kind.reshape(-1).astype(np.int64)
+    members = np.bincount(kind, minlength=len(caps))
+    first = (np.cumsum(members) - members).astype(np.int64)
+    end: Floats = _play(capacity, caps, kind, first, start_s, nbytes, gone_s, starts, leaves)
     return end
 
 
@@ -66,10 +69,35 @@ def _rates(capacity: float, caps: Floats, active: Ints, rate: Floats) -> None:
 
 
 @compiled
+def _next_end(
+    now: float,
+    first: Ints,
+    size: Ints,
+    mark: Floats,
+    flow: Ints,
+    phase: Ints,
+    got: Floats,
+    rate: Floats,
+) -> tuple[float, int]:
+    """When the next flow ends and of which kind it is, infinite and -1 for none; flows that are over leave the heaps."""
+    due, which = np.inf, -1
+    for k in range(len(first)):
+        while size[k] > 0 and phase[flow[first[k]]] == 2:
+            pop(mark, flow, first[k], size[k])
+            size[k] -= 1
+        if size[k] > 0:
+            at = now + max(mark[first[k]] - got[k], 0.0) / rate[k]
+            if at < due:
+                due, which = at, k
+    return due, which
+
+
+@compiled
 def _play(
     capacity: float,
     caps: Floats,
     kind: Ints,
+    first: Ints,
     start_s: Floats,
     nbytes: Floats,
     gone_s: Floats,
@@ -79,26 +107,12 @@ def _play(
     n, kinds = len(kind), len(caps)
     end = np.full(n, np.nan)
     phase = np.zeros(n, dtype=np.int64)  # 0 to come, 1 under way, 2 over
-    count = np.zeros(kinds, dtype=np.int64)
-    for k in kind:
-        count[k] += 1
-    first = np.zeros(kinds, dtype=np.int64)
-    for k in range(1, kinds):
-        first[k] = first[k - 1] + count[k - 1]
     mark, flow = np.empty(n), np.empty(n, dtype=np.int64)
     size, active = np.zeros(kinds, dtype=np.int64), np.zeros(kinds, dtype=np.int64)
     got, rate = np.zeros(kinds), caps.copy()
     now, i, j = 0.0, 0, 0
     while True:
-        due, which = np.inf, -1
-        for k in range(kinds):
-            while size[k] > 0 and phase[flow[first[k]]] == 2:
-                pop(mark, flow, first[k], size[k])
-                size[k] -= 1
-            if size[k] > 0:
-                at = now + max(mark[first[k]] - got[k], 0.0) / rate[k]
-                if at < due:
-                    due, which = at, k
+        due, which = _next_end(now, first, size, mark, flow, phase, got, rate)
         begins = start_s[starts[i]] if i < n else np.inf
         leave = gone_s[leaves[j]] if j < n else np.inf
         then = min(due, min(begins, leave))

@@ -22,14 +22,15 @@ from simcore.qsync.allocator import Allocation
 from simcore.qsync.candidates import HEADS, check, held_precisions, restricted
 from simcore.qsync.common import Common, Precision, check_casts, even_batch, memory_limits, other_workload, tables
 from simcore.qsync.fitting import When, fitting
-from simcore.qsync.indicator import GAMMA, Indicator, sensitivities
+from simcore.qsync.indicator import GAMMA, Indicator, Table, sensitivities
 from simcore.qsync.local import Ints, LocalGraph
 from simcore.qsync.peak import memory_B
-from simcore.qsync.plans import device_classes, precision_plan
+from simcore.qsync.plans import DeviceClass, device_classes, precision_plan
 from simcore.qsync.replay import Replayer, replayer
 from simcore.qsync.search_state import ClassToPlan
 from simcore.qsync.settings import Setting
 from simcore.qsync.shipped import statistics_of
+from simcore.qsync.statistics import Statistics
 from simcore.workloads.operator_training import OperatorTraining
 
 
@@ -89,14 +90,7 @@ def plan(
         ClassToPlan(
             name=c.name,
             local=restricted(whole[c.name], held.get(c.name), kept, params.precisions),
-            omega=sensitivities(
-                workload.graph,
-                statistics,
-                of_device(c.device),
-                params.indicator,
-                gamma=params.gamma,
-                seed=workload.seed,
-            ),
+            omega=_omega(workload, statistics, c, params),
             share=len(c.ranks) / cluster.n_ranks,
             limit_B=limits[c.name],
         )
@@ -122,6 +116,12 @@ def plan(
         "search": {**_searched(found), **exactly},
     }
     return precision_plan(workload, classes, whole, chosen, decisions=decisions)
+
+
+def _omega(workload: OperatorTraining, statistics: Statistics, of: DeviceClass, params: Params) -> Table:
+    """Sensitivities of the operators on the devices of a class."""
+    has = of_device(of.device)
+    return sensitivities(workload.graph, statistics, has, params.indicator, gamma=params.gamma, seed=workload.seed)
 
 
 def _searched(found: Allocation) -> dict[str, Any]:
