@@ -22,14 +22,20 @@ def size(nbytes: float) -> str:
     raise AssertionError
 
 
+def counted(n: int, noun: str) -> str:
+    """As in "1 file", "2 files"."""
+    return f"{n} {noun}" + ("" if n == 1 else "s")
+
+
 def summary_view(found: Mapping[str, Any]) -> RenderableType:
     """Facts, tensors (the largest) and a bar for each rank."""
     facts = Table.grid(padding=(0, 2))
     spread = ", ".join(f"{axis} {ranks}" for axis, ranks in found["parallelism"].items())
     facts.add_row("name", found["name"])
     facts.add_row("step", str(found["step"]))
-    facts.add_row("saved by", f"{found['n_ranks']} ranks" + (f" ({spread})" if spread else ""))
-    facts.add_row("size", f"{size(found['nbytes'])} in {found['shards']} shards, {found['files']} files")
+    facts.add_row("saved by", counted(found["n_ranks"], "rank") + (f" ({spread})" if spread else ""))
+    parts = f"{counted(found['shards'], 'shard')}, {counted(found['files'], 'file')}"
+    facts.add_row("size", f"{size(found['nbytes'])} in {parts}")
     tensors = Table(title=f"{len(found['tensors'])} tensors")
     for column in ("tensor", "dtype", "shape", "size", "shards"):
         tensors.add_column(column, justify="right" if column in ("size", "shards") else "left")

@@ -10,41 +10,39 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
-CONSOLE = [
-    line.removeprefix("$ ")
-    for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL)
-    for line in block.splitlines()
-    if line.startswith("$ ")
-]
+BLOCK = re.compile(r"```(console|python)\n(.*?)```", re.DOTALL)
 MADE = ("make demo", "make test")  # the suite is `make test`; `make demo` is the Makefile's, held below
 
 
-@pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What stands for `out/`; later commands read what earlier ones wrote."""
-    return tmp_path_factory.mktemp("out")
+def commands(text: str) -> list[list[str]]:
+    """What blocks of `text` run, in order."""
+    found: list[list[str]] = []
+    for language, block in BLOCK.findall(text):
+        if language == "python":
+            found.append([sys.executable, "-c", block])
+        else:
+            typed = [line.removeprefix("$ ") for line in block.splitlines() if line.startswith("$ ")]
+            found += [command.split() for command in typed if command not in MADE]
+    return found
 
 
-@pytest.mark.parametrize("command", [c for c in CONSOLE if c not in MADE])
-def test_console_block(command: str, out: Path) -> None:
-    scripts = Path(sys.executable).parent
-    local = command.replace(" out/", f" {out}/")
-    environment = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(local.split(), cwd=ROOT, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
+SECTIONS = {text.splitlines()[0]: text for text in README.split("\n## ")[1:] if commands(text)}
 
 
-def test_python_block() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert blocks
-    for block in blocks:
-        done = subprocess.run([sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert float(done.stdout) > 0
+@pytest.mark.parametrize("section", SECTIONS)
+def test_section(section: str, tmp_path: Path) -> None:
+    """Later commands of a section read what earlier ones wrote into `out/`."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    for command in commands(SECTIONS[section]):
+        local = [re.sub(r"(?<![\w/])out/", f"{tmp_path}/", word) for word in command]
+        done = subprocess.run(local, cwd=ROOT, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        assert "Traceback" not in done.stderr
+        if command[1] == "-c":
+            assert float(done.stdout) > 0
 
 
 def test_the_two_commands_are_targets() -> None:
     makefile = (ROOT / "Makefile").read_text()
     assert all(f"\n{command.split()[1]}:" in makefile for command in MADE)
-    assert set(MADE) <= set(CONSOLE)
+    assert all(f"$ {command}\n" in README for command in MADE)
