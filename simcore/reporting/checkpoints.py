@@ -34,8 +34,8 @@ def summary_view(found: Mapping[str, Any]) -> RenderableType:
     facts.add_row("name", found["name"])
     facts.add_row("step", str(found["step"]))
     facts.add_row("saved by", counted(found["n_ranks"], "rank") + (f" ({spread})" if spread else ""))
-    parts = f"{counted(found['shards'], 'shard')}, {counted(found['files'], 'file')}"
-    facts.add_row("size", f"{size(found['nbytes'])} in {parts}")
+    written = f"{counted(found['shards'], 'shard')}, {counted(found['files'], 'file')}"
+    facts.add_row("size", f"{size(found['nbytes'])} in {written}")
     tensors = Table(title=f"{len(found['tensors'])} tensors")
     for column in ("tensor", "dtype", "shape", "size", "shards"):
         tensors.add_column(column, justify="right" if column in ("size", "shards") else "left")
