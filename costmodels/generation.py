@@ -9,6 +9,8 @@
                     and split_layers_backward
 
 Both of the first two name the engine and have the sizes of the model and its tp and pp in their shape, so that a plan says all.
+They have `beside_percent` where fewer than all of the host's other ranks compute meanwhile, which matters where ranks share its
+memory.
 """
 
 from collections.abc import Mapping
@@ -32,6 +34,8 @@ what the transition of a 7B model inside a host takes beside its copies (HybridF
 
 PRECISION = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 SIZES = ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab")
+BESIDE = "beside_percent"
+SHAPE = (*SIZES, "gated", "tp", "pp", BESIDE)
 
 
 def served_by(engine: str, shape: TransformerShape, device: DeviceSpec, dtype: str, tp: int, pp: int) -> Served:
@@ -39,16 +43,37 @@ def served_by(engine: str, shape: TransformerShape, device: DeviceSpec, dtype: s
     return serving.served(shape, device, PRECISION.get(dtype, dtype), tp, pp, engine=engine)
 
 
-def prefill(engine: str, shape: TransformerShape, dtype: str, *, tp: int, pp: int, batch: int, q_len: int) -> Kernel:
-    """The kernel of reading `batch` prompts of `q_len` tokens at once."""
-    return kernel(f"{PREFILL}/{engine}", dtype, batch=batch, q_len=q_len, **_sizes(shape, tp, pp))
+def prefill(
+    engine: str,
+    shape: TransformerShape,
+    dtype: str,
+    *,
+    tp: int,
+    pp: int,
+    batch: int,
+    q_len: int,
+    beside: float = 1.0,
+) -> Kernel:
+    """The kernel of reading `batch` prompts of `q_len` tokens at once, beside a share of the host's other ranks."""
+    sizes = _sizes(shape, tp, pp, beside)
+    return kernel(f"{PREFILL}/{engine}", dtype, batch=batch, q_len=q_len, **sizes)
 
 
 def decode(
-    engine: str, shape: TransformerShape, dtype: str, *, tp: int, pp: int, batch: int, kv_len: int, steps: int
+    engine: str,
+    shape: TransformerShape,
+    dtype: str,
+    *,
+    tp: int,
+    pp: int,
+    batch: int,
+    kv_len: int,
+    steps: int,
+    beside: float = 1.0,
 ) -> Kernel:
-    """The kernel of `steps` steps of `batch` sequences of `kv_len` tokens."""
-    return kernel(f"{DECODE}/{engine}", dtype, count=steps, batch=batch, kv_len=kv_len, **_sizes(shape, tp, pp))
+    """The kernel of `steps` steps of `batch` sequences of `kv_len` tokens, likewise."""
+    sizes = _sizes(shape, tp, pp, beside)
+    return kernel(f"{DECODE}/{engine}", dtype, count=steps, batch=batch, kv_len=kv_len, **sizes)
 
 
 def host_copy(nbytes: float) -> Kernel:
@@ -109,13 +134,15 @@ def predict(device: DeviceSpec, name: str, dtype: str, s: Mapping[str, ArrayLike
         return Prediction.plain(generation_eager.call_s(device, s["elements"]))
     if kind in (SPLIT, SPLIT_BACKWARD):
         return Prediction.plain(generation_eager.split_s(device, s["elements"], forward=kind == SPLIT))
-    shapes = np.stack([np.atleast_1d(np.asarray(s[name], dtype=np.int64)) for name in (*SIZES, "gated", "tp", "pp")])
+    sizes = {BESIDE: np.full(np.shape(s["batch"]), 100), **s}
+    shapes = np.stack([np.atleast_1d(np.asarray(sizes[name], dtype=np.int64)) for name in SHAPE])
     known, of_row = np.unique(shapes, axis=1, return_inverse=True)
     batch, length = (np.atleast_1d(np.asarray(s[n], dtype=np.float64)) for n in ("batch", LENGTH[kind]))
     seconds, error, far = np.empty(batch.shape), np.empty(batch.shape), np.empty(batch.shape, dtype=np.bool_)
     for i, column in enumerate(known.T.tolist()):
         rows = of_row.reshape(-1) == i
-        one = _served(engine, device, dtype, column)
+        *column, percent = column
+        one = _served(engine, generation_eager.beside(device, percent / 100.0), dtype, column)
         if generation_eager.eager_of(device) is not None:
             seconds[rows] = (decode_s if kind == DECODE else prefill_s)(one, batch[rows], length[rows])
             error[rows], far[rows] = np.nan, False
@@ -132,8 +159,9 @@ def host_copy_s(device: DeviceSpec, nbytes: ArrayLike) -> Floats:
     return np.asarray(np.asarray(nbytes, dtype=np.float64) / (link.B_per_s * link.efficiency), dtype=np.float64)
 
 
-def _sizes(shape: TransformerShape, tp: int, pp: int) -> dict[str, int]:
-    return {**{n: int(getattr(shape, n)) for n in SIZES}, "gated": int(shape.gated), "tp": tp, "pp": pp}
+def _sizes(shape: TransformerShape, tp: int, pp: int, beside: float) -> dict[str, int]:
+    sizes = {**{n: int(getattr(shape, n)) for n in SIZES}, "gated": int(shape.gated), "tp": tp, "pp": pp}
+    return sizes if beside >= 1.0 else {**sizes, BESIDE: round(100 * beside)}
 
 
 def _served(engine: str, device: DeviceSpec, dtype: str, column: list[int]) -> Served:

@@ -14,11 +14,14 @@ A device's `measured.eager` holds
     cache                 points [numbers of keys and values in a layer, seconds]: appended to and attended
     all_reduce            points [bytes, seconds] by number of ranks, between two products
     draw_s                a random number of sampling
-    in_step               how much longer all of that takes inside a model than alone
+    in_step               how much longer all of that takes inside a model than one by one
+    kernels               what kernels of a whole pass take in `alone`, as a share of what they take with every core busy
+    alone                 those of these numbers that are others where the other ranks of the host wait (see `beside`)
     call                  points [bytes, seconds]: a call of the single controller, from the end of the call before it
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -40,6 +43,23 @@ def eager_of(device: DeviceSpec) -> Eager | None:
     return cast(Eager | None, device.measured.get("eager"))
 
 
+def beside(device: DeviceSpec, share: float) -> DeviceSpec:
+    """The device while a `share`, 0 to 1, of the host's other ranks computes and the others wait: between what was measured of one
+    process alone and with every core busy. The device itself where one process alone was not measured."""
+    eager = eager_of(device)
+    alone = cast(Eager | None, eager.get("alone")) if eager is not None else None
+    if eager is None or alone is None or share >= 1.0:
+        return device
+    mixed = {name: _mixed(eager.get(name, 1.0), quiet, share) for name, quiet in alone.items()}
+    return replace(device, measured={**device.measured, "eager": {**eager, **mixed}})
+
+
+def _mixed(busy: object, quiet: object, share: float) -> object:
+    """Numbers, or points of the same sizes, so far from `quiet` to `busy`."""
+    found = np.asarray(quiet) + share * (np.asarray(busy, dtype=np.float64) - np.asarray(quiet))
+    return found.tolist()
+
+
 def decode_s(device: DeviceSpec, shape: TransformerShape, *, tp: int, batch: ArrayLike, kv_len: ArrayLike) -> Floats:
     """Seconds of a step that adds a token to each of `batch` sequences of `kv_len` tokens (arrays broadcast)."""
     eager, rows = _of(device), np.asarray(batch, dtype=np.float64)
@@ -58,7 +78,7 @@ def prefill_s(device: DeviceSpec, shape: TransformerShape, *, tp: int, batch: in
     layer = attention_block(shape, part, "none") + attention_core(shape, part, "none") + mlp_block(shape, part, "none")
     kernels = (embedding(shape, part) + layer * shape.layers).forward
     each = [measured.kernel_seconds(k, device) for k in kernels]
-    seconds = sum(s for s in each if s is not None)
+    seconds = float(cast(float, eager.get("kernels", 1.0))) * sum(s for s in each if s is not None)
     head = batch * shape.hidden * shape.vocab * float(_between(eager, "products", np.array(float(batch))))
     sums = SUMS * shape.layers * float(_sum_s(eager, tp, np.array(4.0 * part.rows * shape.hidden))) if tp > 1 else 0.0
     split = float(split_s(device, shape.layers, forward=True)) if tp > 1 else 0.0

@@ -45,6 +45,8 @@ DRAWN = (16, 32, 256)  # sequences, tokens, vocabulary
 CALLED_B = (4_096, 65_536, 1_048_576)
 CALLS, HELD_S = 40, 0.5
 
+ALONE = ("step_s", "layer_s", "draw_s", "products", "cache", "in_step")
+"""What of an entry is others where a process has the host for itself."""
 SPLIT = ("split_layer_s", "split_forward_s", "split_backward_s")
 
 Point = tuple[int, float]
@@ -178,6 +180,13 @@ def in_step(found: Mapping[str, Any], device: DeviceSpec) -> float:
         drawn = batch * shape.vocab * found["draw_s"]
         ratios.append((seconds - host) / (float(work) - host - drawn))
     return round(float(np.exp(np.mean(np.log(np.maximum(ratios, 0.1))))), 4)
+
+
+def alone(quiet: Mapping[str, Any], busy: Mapping[str, Any]) -> dict[str, Any]:
+    """The `eager.alone` of a device, given its `measured` of one process alone and with every core busy."""
+    products = [one[-1] / all_[-1] for one, all_ in zip(*(m["kernels"]["gemm"] for m in (quiet, busy)), strict=True)]
+    kernels = float(np.median(products)) * quiet["in_model"] / busy["in_model"]
+    return {**{name: quiet["eager"][name] for name in ALONE}, "kernels": round(kernels, 4)}
 
 
 def calls(processes: int) -> list[Point]:

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from costmodels import generation
+from costmodels import generation, generation_eager
 from costmodels.batching import Segments
 from costmodels.kernels import Kernel
 from simcore.draft import Draft
@@ -87,10 +88,11 @@ def _times(op: Compute, times: int) -> Compute:
     return replace(op, kernels=tuple(replace(k, count=k.count * times) for k in op.kernels))
 
 
-def generation_kernels(costs: GenerationCosts, degrees: Degrees, segments: Segments) -> tuple[Kernel, ...]:
-    """What one replica runs: its prompts in portions, and decode steps, those alike together."""
+def generation_kernels(costs: GenerationCosts, degrees: Degrees, segments: Segments, n: int) -> tuple[Kernel, ...]:
+    """What one replica of a pool of `n` ranks runs: its prompts in portions, and decode steps, those alike together."""
     work = costs.workload
-    common = {"tp": degrees.tp, "pp": degrees.pp}
+    eager = generation_eager.eager_of(costs.zone.device) is not None  # no other device shares what it computes with
+    common: dict[str, Any] = {"tp": degrees.tp, "pp": degrees.pp, "beside": costs.beside(n) if eager else 1.0}
     engine, dtype = work.generation.engine, work.precision
     tokens = float((segments.prompts * segments.prompt_len).sum())
     length = round(tokens / max(segments.prompts.sum(), 1.0))

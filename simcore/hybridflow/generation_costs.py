@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from costmodels import generation
+from costmodels import generation, generation_eager
 from costmodels.batching import Segments, padded_segments, segments_of
 from costmodels.kernels import WIDTH_B
 from costmodels.serving import Served
@@ -59,7 +59,7 @@ class GenerationCosts:
         self.width = WIDTH_B[workload.precision]
         self.parameters = total_elements(self.shape)
         self.longest = int((workload.prompt_len + workload.response_len).max())
-        self._steps: dict[Degrees, Steps] = {}
+        self._steps: dict[tuple[Degrees, float], Steps] = {}
         self._needs: dict[int, tuple[list[tuple[Ints, Ints]], int]] = {}
         self._least: dict[tuple[int, Degrees], float] = {}
         self._found: dict[tuple[int, Degrees, int], Generated | None] = {}
@@ -77,6 +77,11 @@ class GenerationCosts:
         """Whether heads and layers divide."""
         by_heads = self.shape.heads % degrees.tp == 0
         return by_heads and self.shape.layers % degrees.pp == 0 and degrees.tp <= self.zone.per_node
+
+    def beside(self, n: int) -> float:
+        """Share of the host's other ranks that compute while a pool of `n` ranks generates: those of its own pool, since whatever
+        another pool may do waits for the answers."""
+        return min((n - 1) / (self.zone.per_node - 1), 1.0) if self.zone.per_node > 1 else 1.0
 
     def replicas(self, n: int, degrees: Degrees) -> list[tuple[Ints, Ints]]:
         """Lengths of prompts and responses of each replica; sequences are dealt out one by one."""
@@ -113,7 +118,8 @@ class GenerationCosts:
         if self._least_tokens(n, degrees) > cache_tokens:
             return None
         batched = [self.segments(p, r, cache_tokens) for p, r in each]
-        seconds = [self.seconds_of(degrees, s) for s in batched]
+        steps = self.steps(degrees, self.beside(n))
+        seconds = [steps.seconds(s) for s in batched]
         sequences = len(each[0][0])
         return Generated(
             seconds=max(seconds),
@@ -145,19 +151,17 @@ class GenerationCosts:
             return padded_segments(prompt_len, response_len, slots)
         return segments_of(prompt_len.tolist(), response_len.tolist(), slots=slots, cache_tokens=cache_tokens)
 
-    def seconds_of(self, degrees: Degrees, segments: Segments) -> float:
-        """Prefills and decode steps of one replica."""
-        return self.steps(degrees).seconds(segments)
-
-    def steps(self, degrees: Degrees) -> "Steps":
-        if degrees not in self._steps:
-            work = self.workload
+    def steps(self, degrees: Degrees, beside: float) -> "Steps":
+        """What prefills and decode steps of one replica take, `beside` a share of the host's other ranks."""
+        key = (degrees, beside)
+        if key not in self._steps:
+            work, device = self.workload, generation_eager.beside(self.zone.device, beside)
             one = generation.served_by(
-                work.generation.engine, self.shape, self.zone.device, work.precision, degrees.tp, degrees.pp
+                work.generation.engine, self.shape, device, work.precision, degrees.tp, degrees.pp
             )
             most = min(work.generation.max_num_seqs, work.sequences)
-            self._steps[degrees] = Steps(one, most, self.longest, float(work.prompt_len.mean()))
-        return self._steps[degrees]
+            self._steps[key] = Steps(one, most, self.longest, float(work.prompt_len.mean()))
+        return self._steps[key]
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,8 @@ class _Writer:
         for of in alike.values():
             group = call.role + "/generation" + ("" if len(of) == len(replicas) else f"{of[0]}")
             self.groups.setdefault(group, Group.listed(int(r) + pool.first for i in of for r in replicas[i]))
-            kernels = generation_kernels(costs, generating.degrees, costs.segments(*lengths[of[0]], tokens))
+            segments = costs.segments(*lengths[of[0]], tokens)
+            kernels = generation_kernels(costs, generating.degrees, segments, pool.choice.n)
             at = f"{call.name}/r{of[0]}"
             read = self.add(f"{at}/prefill", Compute(group=group, kernels=kernels[:1]), waits, held)
             ends.append(self.add(f"{at}/decode", Compute(group=group, kernels=kernels[1:]), [read], -held))

@@ -92,3 +92,17 @@ def test_whatever_trains_waits_for_recomputed_log_probabilities() -> None:
     names = [c.name for c in flow.calls]
     assert names.index("log_prob") == names.index("generate_greedy") + 1
     assert all("log_prob" in c.after for c in flow.calls if c.kind == "train")
+
+
+def test_beside_waiting_ranks_steps_take_what_they_take_alone(device: DeviceSpec) -> None:
+    alone = {name: EAGER[name] for name in ("layer_s", "draw_s", "cache", "in_step")}
+    alone |= {"step_s": 5e-4, "products": [[1, 2e-10], [8, 6e-11], [64, 4e-11]], "kernels": 0.8}
+    shared = replace(device, measured={"eager": {**EAGER, "alone": alone}})
+    quiet = replace(device, measured={"eager": {**EAGER, **alone}})
+    sizes = {"tp": 1, "batch": 8, "kv_len": 10}
+    together, apart = (float(generation_eager.decode_s(d, SHAPE, **sizes)) for d in (shared, quiet))
+    assert apart < together
+    for share, wanted in ((1.0, together), (0.0, apart), (0.25, 0.25 * together + 0.75 * apart)):
+        kernel = generation.decode("transformers", SHAPE, "float32", pp=1, steps=7, beside=share, **sizes)
+        assert estimate(kernel, shared).seconds == pytest.approx(7 * wanted)
+        assert estimate(kernel, device).seconds == pytest.approx(7 * together)  # nobody measured one process alone
