@@ -3,7 +3,7 @@
 The host starts every operator and waits for it, so that a decode step is what its modules take beside their products, and the
 products, the cache and the sums of tensor parallelism on top:
 
-    step = step_s + layers layer_s + sum of products of few rows + cache moved + sums + what sampling draws
+    step = step_s + layers (layer_s + rows hidden element_s) + in_step (products of few rows + cache moved) + sums + draws
 
 A device's `measured.eager` holds
 
@@ -14,7 +14,8 @@ A device's `measured.eager` holds
     cache                 points [numbers of keys and values in a layer, seconds]: appended to and attended
     all_reduce            points [bytes, seconds] by number of ranks, between two products
     draw_s                a random number of sampling
-    in_step               how much longer all of that takes inside a model than one by one
+    in_step               how much longer products and cache take inside a model than one by one
+    element_s             a number of a row in a layer: norms, rotations, activations, sums
     kernels               what kernels of a whole pass take in `alone`, as a share of what they take with every core busy
     alone                 those of these numbers that are others where the other ranks of the host wait (see `beside`)
     call                  points [bytes, seconds]: a call of the single controller, from the end of the call before it
@@ -67,8 +68,9 @@ def decode_s(device: DeviceSpec, shape: TransformerShape, *, tp: int, batch: Arr
     kept = 2.0 * rows * np.asarray(kv_len, dtype=np.float64) * max(shape.kv_heads / tp, 1.0) * shape.head_dim
     moved = shape.layers * _beyond(eager, "cache", kept)
     sums = SUMS * shape.layers * _sum_s(eager, tp, 4.0 * rows * shape.hidden) if tp > 1 else 0.0
+    passed = rows * shape.layers * shape.hidden * _number(eager, "element_s")
     drawn = rows * shape.vocab * _number(eager, "draw_s")
-    return np.asarray(_host_s(eager, shape, tp) + _number(eager, "in_step") * (work + moved) + sums + drawn)
+    return np.asarray(_host_s(eager, shape, tp) + _number(eager, "in_step") * (work + moved) + passed + sums + drawn)
 
 
 def prefill_s(device: DeviceSpec, shape: TransformerShape, *, tp: int, batch: int, q_len: int) -> float:

@@ -25,6 +25,7 @@ from real import calibrate_eager
 from real.calibrate_eager import calls
 from real.calibrate_worker import SEQ_LEN, SEQUENCES
 from real.checkpoint.calibrating import add_checkpoints
+from real.federated.calibrating import add_sharing
 from real.launch import Progress, launch
 
 
@@ -43,7 +44,7 @@ def calibrate(out: Path, *, quick: bool = False, progress: Progress | None = Non
     called = calls(max(cores, 2))
     alone = _run(1, quick, report(0.08, 0.42, "one process alone"))[0]
     together = _run(max(cores, 2), quick, report(0.42, 0.94, f"{cores} processes at once"))[0]
-    stores = report(0.94, 1.0, "checkpoints")
+    stores = report(0.97, 1.0, "checkpoints")
     said = provenance()
     devices = {"this_machine_alone": (alone, "one process"), "this_machine": (together, "every core busy")}
     measured: list[dict[str, Any]] = []
@@ -55,11 +56,12 @@ def calibrate(out: Path, *, quick: bool = False, progress: Progress | None = Non
         )
         entry["measured"] |= {"in_model": _in_model(found, Catalog([out]).device(name)), "eager": eager}
         write_entry(out, "devices", name, entry)
-        eager["in_step"] = calibrate_eager.in_step(found["eager"], Catalog([out]).device(name))
+        eager |= calibrate_eager.in_steps(found["eager"], Catalog([out]).device(name))
         measured.append(entry["measured"])
         eager["alone"] = calibrate_eager.alone(measured[0], measured[-1])
         write_entry(out, "devices", name, entry)
     write_entry(out, "links", "this_machine_loopback", _link(together, said))
+    add_sharing(out, max(cores, 2), quick=quick, progress=report(0.94, 0.97, "federated clients"))
     places = {"this_machine_shm": Path("/dev/shm"), "this_machine_disk": out}
     for name, rates in add_checkpoints(out, max(cores, 2), places, quick=quick, progress=stores).items():
         write_entry(out, "stores", name, _store(name, rates, said))

@@ -6,12 +6,14 @@ The first half runs in every process of a calibration, the second where it was s
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from scipy.optimize import nnls
 from torch.nn import functional
 from transformers import LlamaForCausalLM
 
@@ -29,9 +31,9 @@ DEPTHS = (2, 6)
 """Layers of models whose products are next to nothing: what a step takes grows by the host's time for a layer."""
 LARGE: tuple[Mapping[str, int], ...] = (
     {"layers": 3, "hidden": 192, "ffn": 512, "heads": 3, "head_dim": 64, "vocab": 256, "max_len": 512},
-    {"layers": 2, "hidden": 384, "ffn": 1024, "heads": 6, "head_dim": 64, "vocab": 256, "max_len": 512},
+    {"layers": 1, "hidden": 768, "ffn": 2048, "heads": 12, "head_dim": 64, "vocab": 256, "max_len": 512},
 )
-BATCHES, PROMPT, STEPS = (8, 24), 32, 33
+BATCHES, PROMPTS, STEPS = (4, 16), (32, 192), 33
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 MATRICES = ((256, 256), (688, 256), (512, 512), (512, 1376), (1376, 512))
 CACHES = (
@@ -45,7 +47,7 @@ DRAWN = (16, 32, 256)  # sequences, tokens, vocabulary
 CALLED_B = (4_096, 65_536, 1_048_576)
 CALLS, HELD_S = 40, 0.5
 
-ALONE = ("step_s", "layer_s", "draw_s", "products", "cache", "in_step")
+ALONE = ("step_s", "layer_s", "draw_s", "products", "cache", "in_step", "element_s")
 """What of an entry is others where a process has the host for itself."""
 SPLIT = ("split_layer_s", "split_forward_s", "split_backward_s")
 
@@ -54,7 +56,7 @@ Point = tuple[int, float]
 
 def eager(at_least_s: float, repeats: int) -> dict[str, Any]:
     """Times of this process while the others measure the same; `steps` of whole models: (shape, batch, tokens cached, seconds)."""
-    shallow, deep = (_step_s({**SMALL, "layers": n}, 1, repeats) for n in DEPTHS)
+    shallow, deep = (_step_s({**SMALL, "layers": n}, 1, PROMPTS[0], 2 * repeats) for n in DEPTHS)
     layer_s = (deep - shallow) / (DEPTHS[1] - DEPTHS[0])
     rows, length, vocab = DRAWN
     drawn = timed(lambda: gumbel(0, 0, torch.arange(rows), length, vocab), at_least_s)[0]
@@ -65,14 +67,17 @@ def eager(at_least_s: float, repeats: int) -> dict[str, Any]:
         "products": [(n, _product_s(n, at_least_s)) for n in ROWS],
         "cache": [(2 * b * h * t * d, _cache_s(b, h, t, d, at_least_s)) for b, h, t, d in CACHES],
         "draw_s": drawn / (rows * length * vocab),
-        "steps": [(shape, n, PROMPT + STEPS // 2, _step_s(shape, n, repeats)) for shape in LARGE for n in BATCHES],
+        "steps": [
+            (shape, n, prompt + STEPS // 2, _step_s(shape, n, prompt, repeats))
+            for shape, n, prompt in product(LARGE, BATCHES, PROMPTS)
+        ],
     }
 
 
-def _step_s(shape: Mapping[str, int], batch: int, repeats: int, split: bool = False) -> float:
-    """Seconds of a decode step: the median of so many answers, the first of which is not counted."""
+def _step_s(shape: Mapping[str, int], batch: int, prompt: int, repeats: int, split: bool = False) -> float:
+    """Seconds of a decode step after prompts of that length: the median of so many answers, the first of which is not counted."""
     model = _model(shape, split=split)
-    prompts = torch.randint(0, shape["vocab"], (batch, PROMPT))
+    prompts = torch.randint(0, shape["vocab"], (batch, prompt))
     found = []
     for _ in range(repeats + 1):
         dist.barrier()
@@ -87,7 +92,7 @@ def _split(layer_s: float, repeats: int) -> dict[str, float]:
     training, how much longer that is."""
     if dist.get_world_size() == 1:
         return {"split_layer_s": layer_s, "split_forward_s": 0.0, "split_backward_s": 0.0}
-    shallow, deep = (_step_s({**SMALL, "layers": n}, 1, repeats, split=True) for n in DEPTHS)
+    shallow, deep = (_step_s({**SMALL, "layers": n}, 1, PROMPTS[0], repeats, split=True) for n in DEPTHS)
     more = DEPTHS[1] - DEPTHS[0]
     each = [[np.array(_passes_s(n, 4 * repeats, split=split)) for n in DEPTHS] for split in (False, True)]
     (whole, split) = ((b - a) / more for a, b in each)
@@ -157,7 +162,7 @@ def _mean_of_ranks(number: float) -> float:
 def entry(
     found: Mapping[str, Any], called: Sequence[Point], all_reduce: Mapping[int, Sequence[Point]]
 ) -> dict[str, Any]:
-    """The `measured.eager` of a device, given what its processes found, but for `in_step`."""
+    """The `measured.eager` of a device, given what its processes found, but for what `in_steps` finds with it."""
     ((_, sum_s), *_) = next(iter(all_reduce.values()))
     layers = {name: found[name] - generation_eager.SUMS * sum_s for name in SPLIT}
     return {
@@ -167,19 +172,22 @@ def entry(
         "all_reduce": {n: [list(point) for point in points] for n, points in all_reduce.items()},
         "call": [list(point) for point in called],
         "in_step": 1.0,
+        "element_s": 0.0,
     }
 
 
-def in_step(found: Mapping[str, Any], device: DeviceSpec) -> float:
-    """How much longer products and cache take inside steps of a calibration's models than one by one."""
-    ratios = []
+def in_steps(found: Mapping[str, Any], device: DeviceSpec) -> dict[str, float]:
+    """`in_step` and `element_s` with which steps of a calibration's models come out nearest, by least squares of relative errors;
+    neither is negative. `device` has 1 and 0 for them."""
+    parts, left = [], []
     for sizes, batch, kv_len, seconds in found["steps"]:
         shape = TransformerShape(**sizes, kv_heads=sizes["heads"])
-        work = generation_eager.decode_s(device, shape, tp=1, batch=batch, kv_len=kv_len)
-        host = generation_eager.host_s(device, shape)
-        drawn = batch * shape.vocab * found["draw_s"]
-        ratios.append((seconds - host) / (float(work) - host - drawn))
-    return round(float(np.exp(np.mean(np.log(np.maximum(ratios, 0.1))))), 4)
+        beside = generation_eager.host_s(device, shape) + batch * shape.vocab * found["draw_s"]
+        work = float(generation_eager.decode_s(device, shape, tp=1, batch=batch, kv_len=kv_len)) - beside
+        parts.append([work / seconds, batch * shape.layers * shape.hidden / seconds])
+        left.append(max(1.0 - beside / seconds, 0.0))
+    (factor, element_s), _ = nnls(np.array(parts), np.array(left))
+    return {"in_step": round(float(factor), 4), "element_s": float(element_s)}
 
 
 def alone(quiet: Mapping[str, Any], busy: Mapping[str, Any]) -> dict[str, Any]:

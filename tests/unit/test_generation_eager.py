@@ -28,6 +28,7 @@ EAGER = {
     "all_reduce": {"2": [[0, 1e-4], [10_000, 2e-4]]},
     "draw_s": 1e-8,
     "in_step": 1.5,
+    "element_s": 2e-9,
     "call": [[0, 1e-3], [1_000_000, 2e-3]],
 }
 
@@ -41,7 +42,7 @@ def test_a_step_is_host_products_cache_and_draws(device: DeviceSpec) -> None:
     weights = 3 * (2 * 64 * 16 * (4 + 2) + 3 * 64 * 128) + 64 * 100
     kept = 2 * 8 * 10 * 2 * 16  # keys and values of 8 sequences of 10 tokens, 2 heads of 16
     work = 8 * weights * 1e-10 + 3 * kept * 1e-8
-    wanted = 1e-3 + 3 * 2e-4 + 1.5 * work + 8 * 100 * 1e-8
+    wanted = 1e-3 + 3 * (2e-4 + 8 * 64 * 2e-9) + 1.5 * work + 8 * 100 * 1e-8
     found = generation_eager.decode_s(device, SHAPE, tp=1, batch=8, kv_len=10)
     assert float(found) == pytest.approx(wanted)
     kernel = generation.decode("transformers", SHAPE, "float32", tp=1, pp=1, batch=8, kv_len=10, steps=7)
@@ -54,7 +55,7 @@ def test_a_split_step_has_half_of_the_layers_and_two_sums_each(device: DeviceSpe
     layers, head = 3 * (2 * 64 * 16 * (4 + 2) + 3 * 64 * 128), 64 * 100
     work = 8 * (layers / 2 + head) * 1e-10 + 3 * (2 * 8 * 10 * 16) * 1e-8
     sums = 3 * 2 * (1e-4 + 8 * 64 * 4 * 1e-8)
-    wanted = 1e-3 + 3 * 5e-4 + 1.5 * work + sums + 8 * 100 * 1e-8
+    wanted = 1e-3 + 3 * (5e-4 + 8 * 64 * 2e-9) + 1.5 * work + sums + 8 * 100 * 1e-8
     found = generation_eager.decode_s(device, SHAPE, tp=2, batch=8, kv_len=10)
     assert float(found) == pytest.approx(wanted)
 
