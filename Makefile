@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt
 SCENARIO ?= scenarios/quickstart.yaml
 
-.PHONY: demo test lint fast-test benchmark variations accuracy precision-variations rlhf-variations checkpoint-variations golden fit clean
+.PHONY: demo test lint fast-test benchmark variations accuracy precision-variations rlhf-variations checkpoint-variations federated-variations golden fit clean
 
 demo: $(VENV)/.real calibration/devices/this_machine.yaml  ## predict a training plan on this machine, run it, compare
 	$(BIN)/windtunnel compare $(SCENARIO)
@@ -37,6 +37,9 @@ rlhf-variations: $(VENV)/.real calibration/devices/this_machine.yaml  ## the sam
 
 checkpoint-variations: $(VENV)/.real calibration/devices/this_machine.yaml  ## the same for saves and loads of checkpoints
 	$(BIN)/python -m real.checkpoint.variations
+
+federated-variations: $(VENV)/.dev calibration/devices/this_machine.yaml  ## the same for rounds of federated learning
+	$(BIN)/python -m real.federated.variations
 
 accuracy: $(VENV)/.real  ## accuracy of small networks trained in several precisions
 	$(BIN)/python -m real.precision.accuracy

@@ -3,6 +3,8 @@
 A device's `measured.kernels` maps a kernel's name, or its name and dtype as in "gemm:int8", to points [size, size, ..., seconds];
 a name alone is float32. `SIZES` says which sizes in which order.
 `measured.in_model` is how much longer kernels take inside a model than alone, where these points were measured.
+`measured.sharing` is how much longer kernels take in processes that share cores and slept before; it counts where a cluster says
+that they do.
 `measured.operators` has points {size: ..., size: ..., seconds: ...} by the same names, which were measured inside a model
 (`windtunnel calibrate --operators`): kernels of exactly these sizes take exactly that long. `measured.checkpoint`: see
 `costmodels.checkpoint`. A link's `measured` maps a collective
@@ -188,3 +190,10 @@ def link_seconds(link: LinkSpec, op: str, n_ranks: int, nbytes: int) -> float | 
         return float(np.interp(nbytes, sizes, seconds))
     slope = (seconds[-1] - seconds[-2]) / (sizes[-1] - sizes[-2])
     return float(seconds[-1] + max(slope, 0.0) * (nbytes - sizes[-1]))
+
+
+def sharing(device: DeviceSpec) -> float:
+    """How much longer kernels take in processes that share the cores of `device`'s host; 1 where that was not measured."""
+    found = device.measured.get("sharing", 1.0)
+    assert isinstance(found, (int, float))
+    return float(found)

@@ -73,7 +73,12 @@ def _memory(result: Mapping[str, Any]) -> dict[str, float]:
     return {MEMORY[torch.cuda.is_available()]: float(result["peak_B"])}
 
 
+def is_disturbed(taken: float | None, n_ranks: int) -> bool:
+    """Whether other programs took so many cores from the ranks that what was measured is too long."""
+    return taken is not None and taken > DISTURBED * n_ranks
+
+
 def _warnings(taken: float | None, n_ranks: int) -> tuple[str, ...]:
-    if taken is None or taken <= DISTURBED * n_ranks:
+    if not is_disturbed(taken, n_ranks):
         return ()
     return (f"other programs took {taken:.2f} cores from the {n_ranks} ranks: what was measured is too long",)

@@ -69,10 +69,19 @@ class Cluster:
     intra: tuple[LinkSpec | None, ...]  # link inside a node, by position in `devices`
     inter: tuple[LinkSpec | None, ...]  # link of a rank to the network, by position in `devices`
     stores: Mapping[str, StoreSpec] = field(default_factory=dict)
+    cores: int | None = (
+        None  # ranks are processes of one host that share so many cores; None: each has its device for itself
+    )
 
     @property
     def n_ranks(self) -> int:
         return len(self.device_index)
+
+    @property
+    def capacity(self) -> NDArray[np.float64]:
+        """(links,) what the fabric carries, and after it, where ranks share cores, seconds of computing per second."""
+        fabric = self.fabric.capacity_B_per_s
+        return fabric if self.cores is None else np.append(fabric, float(self.cores))
 
     def device(self, rank: int) -> DeviceSpec:
         return self.devices[int(self.device_index[rank])]

@@ -1,7 +1,7 @@
 """From an op on certain ranks of a cluster to what it costs: seconds for computing, a demand on links for moving bytes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import nan
 
 import numpy as np
@@ -103,13 +103,22 @@ class CostModel:
             return np.asarray(mix(code + mix(position)).sum(axis=1, dtype=np.uint64).view(np.int64), dtype=np.int64)
 
     def demands(self, op: Op, instances: Ints) -> list[Demand]:
-        """One for each row of `instances`: (k, members) of a collective, (k, 2) source and target, (k, 1) of a read or write."""
+        """One for each row of `instances`: (k, members) of a collective, (k, 2) source and target, (k, 1) of anything else."""
+        if isinstance(op, Compute):
+            return [self._core(op, int(row[0])) for row in instances]
         if isinstance(op, Collective):
             return [self._collective(op, row) for row in instances]
         if isinstance(op, Transfer):
             return [self._transfer(op, row) for row in instances]
         assert isinstance(op, (Read, Write))
         return [self._storage(op, int(row[0])) for row in instances]
+
+    def _core(self, op: Compute, rank: int) -> Demand:
+        """Computing where ranks share cores: as many seconds of one core."""
+        device = self.cluster.device(rank)
+        alone = self.compute(op, device)
+        found = replace(alone, seconds=alone.seconds * measured.sharing(device))
+        return Demand(latency_s=0.0, volume_B=found.seconds, cap_B_per_s=1.0, nbytes=0, estimate=found)
 
     def _collective(self, op: Collective, members: Ints) -> Demand:
         key = members.tobytes()
@@ -170,7 +179,8 @@ class CostModel:
         assert link is not None
         latency = link.start_s + float(fabric.latency_s[route].sum())
         rate = float(fabric.capacity_B_per_s[route].min())
-        known = measured.link_seconds(link, "send_recv", 2, op.nbytes)
+        ends = {end.name for k in self.cluster.device_index[pair] if (end := self.cluster.inter[k]) is not None}
+        known = measured.link_seconds(link, "send_recv", 2, op.nbytes) if near or len(ends) == 1 else None
         if known is not None:
             estimate = Estimate(seconds=known, method="measured", source=f"{link.name}, calibrated")
             return Demand(latency_s=known, volume_B=0.0, cap_B_per_s=rate, nbytes=op.nbytes, estimate=estimate)
@@ -208,6 +218,8 @@ class CostModel:
     def link_use(self, op: Op, instances: Ints) -> tuple[Ints, Ints, Floats]:
         """Rows (instance, link, bytes over the link per byte of the demand's volume) for every instance."""
         number = np.arange(len(instances))
+        if isinstance(op, Compute):
+            return number, np.full(len(number), len(self.cluster.fabric.capacity_B_per_s)), np.ones(len(number))
         if isinstance(op, Collective):
             return self._collective_links(op, instances)
         if isinstance(op, Transfer) and len(instances) == 1:

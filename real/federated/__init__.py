@@ -2,10 +2,13 @@
 
 model.py            the mixture of experts as a torch module
 datasets.py         MNIST and small digits that packages ship, CIFAR from a user's folder
+characters.py       text of several kinds, for a character language model
 partition.py        who has which samples, and how a client's domain looks
 local.py            what a client does by itself: training and testing
 federation.py       rounds in one process: train, average, exchange, mix
 accuracy.py         `python -m real.federated.accuracy`: strategies side by side
+calibrating.py      what training costs clients that share cores; part of `windtunnel calibrate`
+variations.py       `python -m real.federated.variations`: rounds, predicted and measured
 
 Apart, each in its own process:
 member.py           a client's part of a round; its model is on its disk

@@ -76,7 +76,7 @@ def running(folder: Path) -> Iterator[Running]:
 
 
 @contextmanager
-def deployed(folder: Path, clients: int, *, tls: bool = False, seed: int = 0) -> Iterator[Running]:
+def deployed(folder: Path, clients: int, *, tls: bool = True, seed: int = 0) -> Iterator[Running]:
     """A SuperLink and `clients` clients on this machine, to which `flwr run APP here` goes."""
     ports = free_ports(1 + 2 * clients)
     link, nodes, peers = ports[0], ports[1 : 1 + clients], ports[1 + clients :]
@@ -217,7 +217,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Run federated training with Flower on this machine.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--simulation", action="store_true", help="in Flower's simulation instead of processes")
-    parser.add_argument("--tls", action="store_true", help="TLS between SuperNodes and SuperLink, too")
+    parser.add_argument(
+        "--tls", action=argparse.BooleanOptionalAction, default=True, help="TLS between SuperNodes and SuperLink"
+    )
     parser.add_argument("-c", "--config", nargs="*", default=[], metavar="KEY=VALUE", help="see settings.py")
     parser.add_argument("--timeout", type=float, default=3600.0)
     given = parser.parse_args(arguments)

@@ -8,12 +8,20 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from real.federated.datasets import Images, mnist, small_digits
+from real.federated.characters import ALPHABET, CONTEXT, characters
+from real.federated.datasets import mnist, small_digits
 from real.federated.local import Training
 from real.federated.partition import ClientData, dirichlet, split
 from simcore.errors import InputError, Problem
 from simcore.federated.moe_model import MoEShape
 from simcore.federated.rounds import Strategy, System
+
+SIZES: dict[str, tuple[tuple[int, int, int], tuple[int, ...], int]] = {
+    "mnist": ((1, 28, 28), (8, 16, 16), 10),
+    "digits": ((1, 8, 8), (8, 16), 10),
+    "characters": ((len(ALPHABET), 1, CONTEXT), (), len(ALPHABET)),
+}
+"""Of each kind of data: channels, height and width of a sample, filters of the embedding network, classes."""
 
 
 class Settings(BaseModel):
@@ -32,8 +40,10 @@ class Settings(BaseModel):
     clients: int = Field(6, ge=1, description="Clients; the run begins when so many are there.")
     rounds: int = Field(3, ge=1, description="Rounds.")
     seed: int = Field(0, ge=0, description="Of the first weights, the data's parts and the order of samples.")
-    data: Literal["mnist", "digits"] = Field("mnist", description="5,000 digits of 28 x 28, or 1,797 of 8 x 8 pixels.")
-    alpha: float = Field(0.5, gt=0, description="Dirichlet parameter of the parts; small: few classes each.")
+    data: Literal["mnist", "digits", "characters"] = Field(
+        "mnist", description="5,000 digits of 28 x 28, 1,797 of 8 x 8 pixels, or text, of another kind for each client."
+    )
+    alpha: float = Field(0.5, gt=0, description="Dirichlet parameter of digits' parts; small: few classes each.")
     epochs: int = Field(2, ge=1, description="Passes over a client's samples in a round.")
     batch: int = Field(32, ge=1, description="Samples of a step.")
     rate: float = Field(0.05, gt=0, description="Learning rate.")
@@ -68,7 +78,7 @@ class Settings(BaseModel):
 
     @cached_property
     def shape(self) -> MoEShape:
-        image, channels = ((1, 28, 28), (8, 16, 16)) if self.data == "mnist" else ((1, 8, 8), (8, 16))
+        image, channels, classes = SIZES[self.data]
         return MoEShape(
             image=image,
             channels=channels,
@@ -76,7 +86,7 @@ class Settings(BaseModel):
             experts=self.experts,
             hidden=self.hidden,
             top_k=self.top_k,
-            classes=10,
+            classes=classes,
         )
 
     @cached_property
@@ -103,6 +113,8 @@ class Settings(BaseModel):
 
     def parts(self) -> list[ClientData]:
         """The data of each client, the same wherever it is called."""
-        images: Images = mnist() if self.data == "mnist" else small_digits()
         rng = np.random.default_rng(self.seed)
+        if self.data == "characters":
+            return characters(self.clients, rng)
+        images = mnist() if self.data == "mnist" else small_digits()
         return split(images, dirichlet(images.classes.numpy(), self.clients, self.alpha, rng), rng)

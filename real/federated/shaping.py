@@ -14,7 +14,12 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-PIECE_B = 16 * 1024
+Pieces = asyncio.Queue[tuple[float, bytes]]
+
+PIECE_B, MOST_B, PIECE_S = 16 * 1024, 64 * 1024, 0.004
+"""A piece is at least and at most so long, in between what its way lets through in `PIECE_S`."""
+AHEAD = 4
+"""Pieces that are read before the links let them through."""
 SOCKET_B = 64 * 1024
 """What the system may keep of a flow at each of its sockets, so that a slow link is felt soon."""
 
@@ -38,6 +43,11 @@ class Way:
 
     buckets: tuple[Bucket, ...]
     latency_s: float
+
+    @property
+    def piece_B(self) -> int:
+        rate = min((b.B_per_s for b in self.buckets), default=float("inf"))
+        return int(min(max(rate * PIECE_S, PIECE_B), MOST_B))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +74,7 @@ class Relays:
     async def start(self) -> None:
         """Listen. Raises `OSError` for a port that is taken."""
         for route in self.routes:
-            server = await asyncio.start_server(self._accept(route), sock=_listening(route.port), limit=PIECE_B)
+            server = await asyncio.start_server(self._accept(route), sock=_listening(route.port), limit=MOST_B)
             self._servers.append(server)
 
     async def close(self) -> None:
@@ -87,7 +97,7 @@ class Relays:
                 _small(other)
                 other.setblocking(False)
                 await asyncio.get_running_loop().sock_connect(other, route.target)
-                far_reader, far_writer = await asyncio.open_connection(sock=other, limit=PIECE_B)
+                far_reader, far_writer = await asyncio.open_connection(sock=other, limit=MOST_B)
             except OSError:
                 writer.transport.abort()
                 return
@@ -104,34 +114,49 @@ class Relays:
 
 async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: Way) -> None:
     """All that `reader` gets, until it ends; then the other side is hung up on, too."""
-    held = max([b.B_per_s for b in way.buckets], default=1e9) * way.latency_s
-    late: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(maxsize=2 + int(held // PIECE_B))
-    loop = asyncio.get_running_loop()
-
-    async def deliver() -> None:
-        while True:
-            at_s, piece = await late.get()
-            await asyncio.sleep(at_s - loop.time())
-            if not piece:
-                return
-            writer.write(piece)
-            await writer.drain()
-
-    delivery = asyncio.create_task(deliver())
+    held = min([b.B_per_s for b in way.buckets], default=1e9) * way.latency_s
+    came: Pieces = asyncio.Queue(maxsize=AHEAD)
+    late: Pieces = asyncio.Queue(maxsize=2 + int(held // way.piece_B))
     try:
-        while piece := await reader.read(PIECE_B):
-            through_s = max((b.take(len(piece), loop.time()) for b in way.buckets), default=loop.time())
-            await asyncio.sleep(through_s - loop.time())
-            put = asyncio.create_task(late.put((through_s + way.latency_s, piece)))
-            await asyncio.wait([put, delivery], return_when=asyncio.FIRST_COMPLETED)
-            if delivery.done():
-                break
-        await late.put((loop.time() + way.latency_s, b""))
-        await delivery
+        async with asyncio.TaskGroup() as steps:
+            for step in (_read(reader, came, way.piece_B), _meter(came, late, way), _deliver(late, writer)):
+                steps.create_task(step)
     finally:
-        delivery.cancel()
         with contextlib.suppress(OSError):
             writer.close()
+
+
+async def _read(reader: asyncio.StreamReader, came: Pieces, piece_B: int) -> None:
+    """Pieces with the time at which they were there; an empty one is the end."""
+    piece = b"more"
+    while piece:
+        piece = await reader.read(piece_B)
+        await came.put((asyncio.get_running_loop().time(), piece))
+
+
+async def _meter(came: Pieces, late: Pieces, way: Way) -> None:
+    """Pieces as the buckets let them through, with the time at which they arrive.
+
+    A piece that waits already asks at the time at which the one before was through, however late this process woke up: so a
+    flow gets its full rate on a busy machine, too.
+    """
+    loop, through_s, piece = asyncio.get_running_loop(), 0.0, b"more"
+    while piece:
+        there_s, piece = await came.get()
+        asks_s = max(there_s, through_s)
+        through_s = max((b.take(len(piece), asks_s) for b in way.buckets), default=asks_s)
+        await asyncio.sleep(through_s - loop.time())
+        await late.put((through_s + way.latency_s, piece))
+
+
+async def _deliver(late: Pieces, writer: asyncio.StreamWriter) -> None:
+    """Pieces when their time has come."""
+    loop, piece = asyncio.get_running_loop(), b"more"
+    while piece:
+        at_s, piece = await late.get()
+        await asyncio.sleep(at_s - loop.time())
+        writer.write(piece)
+        await writer.drain()
 
 
 def _listening(port: int) -> socket.socket:

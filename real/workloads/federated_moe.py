@@ -43,6 +43,7 @@ def lacking(plan: Plan) -> list[Problem]:
             plan.workload["optimizer"] == "sgd_momentum",
             "sgd_momentum",
         ),
+        ("workload.dense", plan.workload["dense"], plan.workload["dense"], "true: every expert computes every sample"),
         ("workload.model.image", image, image in IMAGES, " or ".join(map(str, IMAGES))),
         ("workload.model.classes", model["classes"], model["classes"] == 10, "10: images are of digits"),
     ]

@@ -84,7 +84,7 @@ def op_table(
     for i, op in enumerate(ops):
         first_row[i] = len(rows)
         site, of_instance = sites.sites[sites.of_op[i]], instance_classes[sites.of_op[i]]
-        if isinstance(op, Compute):
+        if isinstance(op, Compute) and not site.communicates:
             rows += [_compute_row(op, c, devices[c], cost) for c in placed[sites.of_op[i]].ins[:, 0].tolist()]
             continue
         links = _links_by_class(uses[i], of_instance, is_first, classes.links)
@@ -159,7 +159,7 @@ def _flow_rows(op: Op, site: Site, demand: Demand, classes: Ints, links: Mapping
         classes=tuple(dict.fromkeys(classes.tolist())),
         links=links,
         estimate=demand.estimate,
-        quiet=isinstance(op, (Read, Write)),
+        quiet=isinstance(op, (Compute, Read, Write)),
     )
     if not site.skewed:
         return [row]

@@ -48,7 +48,7 @@ class Site:
 class Sites:
     """The placements of a plan's ops, each once."""
 
-    def __init__(self, plan: Plan, ops: Sequence[Op], cost: Costs, *, skew: bool) -> None:
+    def __init__(self, plan: Plan, ops: Sequence[Op], cost: Costs, *, skew: bool, shared_cores: bool = False) -> None:
         self.sites: list[Site] = []
         self.of_op = np.empty(len(ops), dtype=np.int64)
         known: dict[object, int] = {}
@@ -57,7 +57,7 @@ class Sites:
             key = _site_key(op, skew)
             if key not in known:
                 known[key] = len(self.sites)
-                self.sites.append(_site(plan, op, flat, skew))
+                self.sites.append(_site(plan, op, flat, skew, shared_cores))
             self.of_op[i] = known[key]
             self.sites[known[key]].ops.append(i)
         for site in self.sites:
@@ -77,7 +77,7 @@ def _site_key(op: Op, skew: bool) -> object:
     return ("compute", op.group)
 
 
-def _site(plan: Plan, op: Op, flat: Mapping[str, Ints], skew: bool) -> Site:
+def _site(plan: Plan, op: Op, flat: Mapping[str, Ints], skew: bool, shared_cores: bool) -> Site:
     if isinstance(op, Transfer):
         members = np.stack([flat[op.source], flat[op.target]], axis=1)
         return Site(members, True, False, np.array([1, 2]))
@@ -85,7 +85,7 @@ def _site(plan: Plan, op: Op, flat: Mapping[str, Ints], skew: bool) -> Site:
         members = plan.groups[op.group].instances(op.along)
         return Site(members, True, skew and op.kind == "all_reduce", np.zeros(members.shape[1], dtype=np.int64))
     members = flat[op.group][:, None]
-    return Site(members, not isinstance(op, Compute), False, np.zeros(1, dtype=np.int64))
+    return Site(members, shared_cores or not isinstance(op, Compute), False, np.zeros(1, dtype=np.int64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +176,7 @@ def split(
             colour[group.ranks().reshape(-1)] += mix(i + 1)
         if len(np.unique(colour)) == n:
             return singletons(n, len(disturbed.links), sizes)
-        links = mix(cluster.fabric.capacity_B_per_s.view(np.int64)) + mix(disturbed.links)
+        links = mix(cluster.capacity.view(np.int64)) + mix(disturbed.links)
     communicators = []
     for site in sites.sites:
         if site.communicates:

@@ -167,6 +167,8 @@ def _busiest_links(
     rows: list[dict[str, Any]] = []
     for link, size in carried.items():
         first = representatives[link]
+        if first >= len(cluster.fabric.capacity_B_per_s):  # cores
+            continue
         seconds = size / float(cluster.fabric.capacity_B_per_s[first])
         busy = seconds / makespan if makespan else 0.0
         name = cluster.fabric.link_name(first)

@@ -78,15 +78,16 @@ def prepare(
     plan: Plan, cluster: Cluster, cost: Costs, faults: Sequence[Event], *, alone: bool, sharing: str, skew: bool
 ) -> Prepared:
     """Everything that does not depend on time."""
+    _check_cores(cluster, faults, sharing)
     ops, op_of = plan.distinct_ops
-    sites = Sites(plan, ops, cost, skew=skew)
+    sites = Sites(plan, ops, cost, skew=skew, shared_cores=cluster.cores is not None)
     demands = Demands(ops, sites, cost)
     disturbed = _disturbed(faults, plan, cluster)
     uses = contended_uses(ops, sites, demands, cost, disturbed.lowest)
     classes = split(plan, cluster, sites, uses, disturbed, alone)
     table = op_table(ops, sites, demands, uses, classes, cluster, cost)
     program = lower(plan, table, op_of)
-    capacity = cluster.fabric.capacity_B_per_s[first_members(classes.links)]
+    capacity = cluster.capacity[first_members(classes.links)]
     slowdown = np.array([cluster.device(r).overlap_slowdown for r in first_members(classes.ranks)], dtype=np.float64)
     return Prepared(
         plan=plan,
@@ -98,8 +99,21 @@ def prepare(
     )
 
 
+def _check_cores(cluster: Cluster, faults: Sequence[Event], sharing: str) -> None:
+    """Raises `PlanError` for what is not modelled where ranks share cores."""
+    if cluster.cores is None:
+        return
+    problems = []
+    if any(event.ranks and event.factor for event in faults):
+        problems.append(Problem("faults", "a rank that computes slower", "ranks that die, links that are slower"))
+    if sharing == "fifo":
+        problems.append(Problem("simulator.sharing", "fifo", "max_min"))
+    if problems:
+        raise PlanError("ranks that share cores", problems)
+
+
 def _disturbed(faults: Sequence[Event], plan: Plan, cluster: Cluster) -> Disturbed:
-    capacity = cluster.fabric.capacity_B_per_s
+    capacity = cluster.capacity
     ranks, links = touched(faults, plan.n_ranks, len(capacity))
     factor, lowest = np.ones(len(capacity)), np.ones(len(capacity))
     for event in faults:
@@ -151,7 +165,7 @@ class _World:
     def __init__(self, prepared: Prepared) -> None:
         self.prepared = prepared
         classes = prepared.classes
-        self.capacity = prepared.cluster.fabric.capacity_B_per_s[first_members(classes.links)]
+        self.capacity = prepared.cluster.capacity[first_members(classes.links)]
         self.share = np.ones(len(self.capacity))
         self.speed = np.ones(classes.n_classes)
         self.dead = np.zeros(classes.n_classes, dtype=np.int64)

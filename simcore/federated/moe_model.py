@@ -70,9 +70,11 @@ class MoEShape:
         )
 
 
-def step_kernels(shape: MoEShape, batch: int, optimizer: str, count: int = 1) -> tuple[Kernel, ...]:
-    """`count` training steps of `batch` samples that the gate spreads evenly over the experts."""
-    d, visits = shape.dtype, batch * shape.top_k
+def step_kernels(
+    shape: MoEShape, batch: int, optimizer: str, count: int = 1, *, dense: bool = False
+) -> tuple[Kernel, ...]:
+    """`count` training steps of `batch` samples that the gate spreads evenly over the experts; `dense`: all see all."""
+    d, visits = shape.dtype, batch * (shape.experts if dense else shape.top_k)
     each = ceil(visits / shape.experts)
     found: list[Kernel] = []
     for i, (c, h, w, f, out_h, out_w) in enumerate(shape.convolutions()):
@@ -85,7 +87,8 @@ def step_kernels(shape: MoEShape, batch: int, optimizer: str, count: int = 1) ->
     found += _both("relu", d, count, rows=batch, cols=shape.width)
     found += _product(d, count, 1, batch, shape.experts, shape.width)
     found += _both("softmax", d, count, rows=batch, cols=shape.experts)
-    found += [kernel("copy", d, count=4 * count, elements=visits * shape.width)]  # to the experts and back, both ways
+    if not dense:
+        found += [kernel("copy", d, count=4 * count, elements=visits * shape.width)]  # to experts and back, both ways
     found += _product(d, count, shape.experts, each, shape.hidden, shape.width)
     found += _both("relu", d, count, rows=visits, cols=shape.hidden)
     found += _product(d, count, shape.experts, each, shape.classes, shape.hidden)
@@ -94,9 +97,10 @@ def step_kernels(shape: MoEShape, batch: int, optimizer: str, count: int = 1) ->
     return tuple(found)
 
 
-def step_flops(shape: MoEShape, batch: int) -> float:
+def step_flops(shape: MoEShape, batch: int, *, dense: bool = False) -> float:
     """Of products and convolutions of one step."""
-    return sum(flops(k) for k in step_kernels(shape, batch, "sgd") if k.name in ("gemm", "conv2d", "conv2d_backward"))
+    kernels = step_kernels(shape, batch, "sgd", dense=dense)
+    return sum(flops(k) for k in kernels if k.name in ("gemm", "conv2d", "conv2d_backward"))
 
 
 def averaging_kernels(elements: int, clients: int, dtype: str) -> tuple[Kernel, ...]:

@@ -94,7 +94,9 @@ def _train_and_send(
     ends = []
     for c in there:
         name, count = _name(c), int(steps[c])
-        kernels = ops.setdefault(count, step_kernels(workload.shape, params.batch, params.optimizer, count))
+        if count not in ops:
+            ops[count] = step_kernels(workload.shape, params.batch, params.optimizer, count, dense=params.dense)
+        kernels = ops[count]
         got = None
         if strategy.has_server:
             down = Transfer(source=SERVER, target=name, nbytes=int(decided.down_B[c]), stream=f"down {c}")

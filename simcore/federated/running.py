@@ -46,8 +46,9 @@ class Federation:
         self.clients = self.links.clients
         self.now_s, self.number = 0.0, 0
         self.basis: Mixing | None = None
-        _check(workload, self.rules, self.clients)
-        each = step_kernels(workload.shape, workload.params.batch, workload.params.optimizer)
+        _check(workload, self.rules, cluster)
+        params = workload.params
+        each = step_kernels(workload.shape, params.batch, params.optimizer, dense=params.dense)
         step_s = np.array([cost.compute(Compute(group="", kernels=each), d).seconds for d in cluster.devices])
         self.train_s: Floats = step_s[cluster.device_index[: self.clients]] * workload.steps(self.clients)
 
@@ -291,8 +292,14 @@ def federation_of(scenario: "Scenario") -> Federation:
     return Federation(workload, scenario.cluster(), scenario.cost(), strategy, planner.params.rules)  # type: ignore[attr-defined]
 
 
-def _check(workload: FederatedMoE, rules: Rules, clients: int) -> None:
+def _check(workload: FederatedMoE, rules: Rules, cluster: Cluster) -> None:
     problems: list[Problem] = []
+    clients = cluster.n_ranks - 1
+    if cluster.cores is not None:
+        advice = "`windtunnel run` plays a round of clients that share cores."
+        problems.append(
+            Problem("cluster.cores", str(cluster.cores), "none: each client has a device of its own", advice)
+        )
     for i, fault in enumerate(workload.params.faults):
         at = f"workload.faults.{i}"
         if fault.client >= clients:
@@ -301,4 +308,4 @@ def _check(workload: FederatedMoE, rules: Rules, clients: int) -> None:
             advice = "Without both, everybody waits for a client that stalls for ever."
             problems.append(Problem(at, "stalls", "`deadline` and `peer_timeout` of the planner", advice))
     if problems:
-        raise ScenarioError("faults that do not suit the federation", problems)
+        raise ScenarioError("a federation whose rounds cannot be played", problems)

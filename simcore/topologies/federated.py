@@ -57,6 +57,11 @@ class Params(BaseModel):
         max_length=1024,
         description="Links between pairs of regions that `distance` does not suit.",
     )
+    cores: int | None = Field(
+        None,
+        ge=1,
+        description="Everybody is a process of one machine and they share so many of its cores; default: each has its own.",
+    )
     distance: str = Field("wan_continent", description="Catalogue name of the link between all other regions.")
 
 
@@ -89,6 +94,7 @@ def build(params: Params, catalog: Catalog) -> Cluster:
         fabric=fabric,
         intra=(None,) * len(sites),
         inter=tuple(up),
+        cores=params.cores,
     )
 
 

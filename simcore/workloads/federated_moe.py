@@ -73,6 +73,11 @@ class Params(BaseModel):
     spread: float = Field(0.0, ge=0, le=3, description="Standard deviation of the logarithm of a client's samples.")
     batch: int = Field(32, ge=1, le=1 << 20, description="Samples of a training step.")
     local_epochs: int = Field(1, ge=1, le=1000, description="Passes over a client's samples in a round.")
+    dense: bool = Field(
+        False,
+        description="Every expert computes every sample and the gate picks, which is fast for few small experts on a CPU; "
+        "default: only those that the gate chose.",
+    )
     optimizer: Literal["sgd", "sgd_momentum", "adamw"] = Field("sgd_momentum", description="What clients train with.")
     rounds: int = Field(1, ge=1, le=100_000, description="Rounds; a plan is one of them, `windtunnel run` repeats it.")
     clients_per_round: int | None = Field(None, ge=1, description="Drawn in each round; default: all that are online.")
@@ -129,13 +134,21 @@ class FederatedMoE:
                 problem = Problem("workload.gates", f"{len(self.given_gates)} clients", f"at least {clients}")
                 raise ScenarioError("gate vectors are missing", [problem])
             return self.given_gates[:clients]
-        fixed, rng = self.rng(DOMAINS), self.rng(GATES, number)
-        size = (self.shape.experts, self.shape.width)
-        centres = fixed.standard_normal((self.params.domains, *size))
-        domain = fixed.integers(0, self.params.domains, clients)
-        order = fixed.permuted(np.tile(np.arange(size[0]), (clients, 1)), axis=1)
-        noise = rng.standard_normal((clients, *size), dtype=np.float32)
+        rng = self.rng(GATES, number)
+        centres, domain, order = self._kinds(clients)
+        noise = rng.standard_normal((clients, *centres.shape[1:]), dtype=np.float32)
         return np.asarray(centres[domain[:, None], order] + self.params.gate_noise * noise)
+
+    def domain_of(self, clients: int) -> Ints:
+        """(clients,) the kind of data of each, where gates are drawn."""
+        return self._kinds(clients)[1]
+
+    def _kinds(self, clients: int) -> tuple[Floats, Ints, Ints]:
+        """(domains, experts, width) directions, (clients,) domains, (clients, experts) the order in which a client holds them."""
+        rng, size = self.rng(DOMAINS), (self.shape.experts, self.shape.width)
+        centres = rng.standard_normal((self.params.domains, *size))
+        domain = rng.integers(0, self.params.domains, clients)
+        return centres, domain, rng.permuted(np.tile(np.arange(size[0]), (clients, 1)), axis=1)
 
     def chosen(self, clients: int, number: int, now_s: float) -> Ints:
         """Clients that are asked to take part in round `number`, ascending: online at `now_s`, and drawn where not all are."""
@@ -164,7 +177,7 @@ class FederatedMoE:
         from simcore.federated.moe_model import step_flops
 
         samples = int(self.samples(of)[clients].sum()) * self.params.local_epochs
-        per_step = step_flops(self.shape, self.params.batch)
+        per_step = step_flops(self.shape, self.params.batch, dense=self.params.dense)
         return {
             "name": "federated_moe",
             "iterations": self.rounds,
@@ -175,6 +188,7 @@ class FederatedMoE:
             "model": {name: getattr(self.shape, name) for name in self.shape.__slots__},
             "batch": self.params.batch,
             "local_epochs": self.params.local_epochs,
+            "dense": self.params.dense,
             "optimizer": self.params.optimizer,
         }
 

@@ -77,7 +77,7 @@ def test_finished_runs_are_kept_and_other_settings_refused(tmp_path: Path) -> No
 
 def test_a_partition_with_domains_turns_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("real.federated.accuracy.mnist", small_digits)
-    plain, turned = PARTITIONS["Dirichlet 0.5"].data(0), PARTITIONS["Dirichlet 0.5, 4 domains"].data(0)
+    plain, turned = PARTITIONS["Dirichlet 0.5"].data(0), PARTITIONS["Dirichlet 0.5, 4 rotations"].data(0)
     assert [len(p.train.classes) for p in plain] == [len(t.train.classes) for t in turned]
     assert plain[0].train.pixels.allclose(turned[0].train.pixels, atol=1e-4)
     assert not plain[1].train.pixels.allclose(turned[1].train.pixels)

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 
 from real.backend import RealBackend
-from real.federated.shaping import PIECE_B, Bucket, Relays, Route, free_ports
+from real.federated import shaping
+from real.federated.shaping import PIECE_B, Bucket, Pieces, Relays, Route, Way, free_ports
+from real.federated.variations import VARIATIONS
 from real.workloads.federated_moe import lacking
 from simcore.api import plan as make_plan
 from simcore.api import run as simulate_scenario
 from simcore.plan import Plan, Transfer
 from simcore.scenario import Scenario, load
+from tests.golden.reports import CATALOG, ROOT
 
 SCENARIO = """\
 name: three
@@ -27,6 +30,7 @@ workload:
   samples: 64
   rounds: 2
   gate_noise: 1.0
+  dense: true
 planner: {name: NAME}
 """
 
@@ -56,6 +60,23 @@ def test_flows_over_a_full_link_take_turns() -> None:
     got = {name: 10 * sum(t <= end for t in times) / end for name, times in ends.items()}
     assert got["slow"] == pytest.approx(25.0, rel=0.05)
     assert got["fast"] == pytest.approx(75.0, rel=0.05)
+
+
+def test_a_process_that_wakes_late_costs_a_flow_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces that wait go one after the other at the bucket's rate, and pieces that come later no sooner than they come."""
+    sleep = asyncio.sleep
+    monkeypatch.setattr(shaping.asyncio, "sleep", lambda s: sleep(max(s, 0.0) + 0.003))
+
+    async def play() -> list[float]:
+        came: Pieces = asyncio.Queue()
+        late: Pieces = asyncio.Queue()
+        for at_s in (1.0, 1.0, 1.0, 7.0):
+            came.put_nowait((at_s, bytes(100)))
+        came.put_nowait((7.0, b""))
+        await shaping._meter(came, late, Way(buckets=(Bucket(100_000.0),), latency_s=0.25))
+        return [late.get_nowait()[0] for _ in range(4)]
+
+    assert asyncio.run(play()) == pytest.approx([1.251, 1.252, 1.253, 7.251])
 
 
 def test_relays_pass_bytes_on_unchanged_both_ways() -> None:
@@ -90,6 +111,7 @@ def test_relays_pass_bytes_on_unchanged_both_ways() -> None:
     ("change", "field"),
     [
         ({"optimizer": "adamw"}, "workload.optimizer"),
+        ({"dense": False}, "workload.dense"),
         ({"model": {"image": [3, 32, 32], "classes": 100}}, "workload.model.image"),
     ],
 )
@@ -98,6 +120,14 @@ def test_what_cannot_run_is_said(tmp_path: Path, change: Mapping[str, object], f
     assert lacking(planned) == []
     found = lacking(replace(planned, workload={**planned.workload, **change}))
     assert field in [p.field for p in found]
+
+
+@pytest.mark.parametrize(("name", "overrides"), VARIATIONS, ids=[name for name, _ in VARIATIONS])
+def test_every_variation_can_run(name: str, overrides: tuple[str, ...]) -> None:
+    given = load(ROOT / "scenarios" / "fedmoe_this_machine.yaml", overrides, [CATALOG])
+    planned = make_plan(given)
+    assert lacking(planned) == []
+    assert len(planned.decisions["flows"]) > 0 or planned.decisions["bytes"]["server up"] > 0, name
 
 
 @pytest.mark.slow
