@@ -9,10 +9,11 @@
 | checkpoint/system | elements: bytes that a rank which is a core hands to a store: the core's own time, not the store's |
 | checkpoint/collect | elements: bytes of a data loader's buffers, fetched from its worker processes or split among new ones |
 | checkpoint/place | elements: bytes that were not read to where they belong and are copied there by one process |
+| checkpoint/pack | items: tensors whose blocks are packed for other ranks and taken out of what they send; no elements |
 | checkpoint/plan | messages, items, states: see `plan_seconds` |
 | checkpoint/plan_objects | the same and pairs: see `OBJECT_S` and `PAIR_S` |
 | checkpoint/agree | messages, items: each save, every rank describes its `items` boxes and tells a digest of them |
-| checkpoint/read_plan | messages, items: of a load among so many saved shards |
+| checkpoint/read_plan | messages, items: of a load among so many saved shards; elements: bytes that a rank reads, block by block |
 | checkpoint/barrier | messages: see `MESSAGE_S`; items: shards whose checksums are gathered |
 
 Rates are of one rank while the others of its host do the same. Where the source is table 9 of ByteCheckpoint (Wan et al. 2025,
@@ -59,6 +60,7 @@ RATES: Mapping[str, Rate] = {
     "dump": Rate(start_s=1e-3, B_per_s=1.0e9, source="ByteCheckpoint, table 9, vDiT rows"),
     "system": Rate(start_s=0.0, B_per_s=4e9, source="assumption: a copy by one core into pages that are zeroed first"),
     "place": Rate(start_s=0.0, B_per_s=8e9, source="assumption: a copy by one core"),
+    "pack": Rate(start_s=0.0, B_per_s=8e9, source="assumption: counted with what is exchanged"),
     "collect": Rate(
         start_s=0.0, B_per_s=0.125e9, source="ByteCheckpoint, section 2: 1 GB from four workers takes about 8 s"
     ),

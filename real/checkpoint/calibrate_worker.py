@@ -19,20 +19,24 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from costmodels.files import write_atomically
 from real.checkpoint.checkpointer import Checkpointer
 from real.checkpoint.leaves import Part
+from real.checkpoint.players import WARM_LOADS, WARM_SAVES, forget
 from real.checkpoint.ranks import own_group
 from real.checkpoint.spans import Span, Spans
+from real.checkpoint.steady import Memory
 from real.checkpoint.storage import Local
 from real.checkpoint.watching import Log, WatchedRanks, WatchedStorage
-from real.checkpoint.worker import WARM_SAVES, forget
 from real.launch import tell
 from real.process import joined
 
 STATES = {
-    "full": ((6, 32 * 2**20, 4), (6, 8 * 2**20, 6), (192, 2**16, 8)),
+    "full": ((48, 8 * 2**20, 6), (24, 2 * 2**20, 10), (192, 2**16, 12)),
     "quick": ((4, 2**20, 1), (4, 2**18, 1), (32, 2**12, 1)),
 }
 """Tensors, bytes of each that a rank holds, and how often a state is saved and loaded: what takes least varies most."""
 COLUMNS = 1024
+SMALL = 272
+"""Elements that a rank holds of one more tensor, in front: what follows it in a file does not begin on a page, as in models, and
+writing it to a disk takes the core half as long again."""
 PHASES = (
     "agree",
     "copy",
@@ -43,6 +47,7 @@ PHASES = (
     "barrier/meet",
     "commit",
     "planning",
+    "read/metadata",
     "read",
     "deserialise",
     "exchange",
@@ -95,23 +100,29 @@ class _Job:
             WatchedStorage(Local(root), self.log), ranks=ranks, background=background, threads=1, keep=1
         )
         self.step = 0
+        self.memory = Memory()
 
     def rows(self) -> State:
         """This rank's rows of every tensor."""
         each = self.shape[0] // self.size
-        return self._parts(lambda: Part(torch.ones(each, self.shape[1]), self.shape, (self.rank * each, 0)))
+        part = lambda: Part(torch.ones(each, self.shape[1]), self.shape, (self.rank * each, 0))  # noqa: E731
+        return self._parts(part, self._small())
 
     def columns(self) -> State:
         """This rank's columns."""
         each = self.shape[1] // self.size
-        return self._parts(lambda: Part(torch.ones(self.shape[0], each), self.shape, (0, self.rank * each)))
+        part = lambda: Part(torch.ones(self.shape[0], each), self.shape, (0, self.rank * each))  # noqa: E731
+        return self._parts(part, self._small())
 
     def whole(self) -> State:
         """All of every tensor."""
-        return self._parts(lambda: torch.ones(self.shape))
+        return self._parts(lambda: torch.ones(self.shape), torch.ones(SMALL * self.size))
 
-    def _parts(self, make: Callable[[], Any]) -> State:
-        return {"model": {f"t{i}": make() for i in range(self.count)}}
+    def _small(self) -> Part:
+        return Part(torch.ones(SMALL), (SMALL * self.size,), (self.rank * SMALL,))
+
+    def _parts(self, make: Callable[[], Any], small: Any) -> State:
+        return {"model": {"norm": small, **{f"t{i}": make() for i in range(self.count)}}}
 
     def measured(
         self, what: str, make: Callable[[], State], repeats: int, once: Callable[[State], tuple[float, list[Span]]]
@@ -119,19 +130,22 @@ class _Job:
         """Seconds of every run and of each phase in it; the first time, which plans and touches memory, as `first_agree` alone."""
         state = make()
         first = _summed(once(state)[1])
-        for _ in range(WARM_SAVES - 1 if what == "save" else 0):
+        for _ in range((WARM_SAVES if what == "save" else WARM_LOADS) - 1):
             once(state)
-        runs = [once(state) for _ in range(repeats)]
+        runs = self.memory.runs(lambda: once(state), repeats)
         shapes = [leaf.data.numel() if isinstance(leaf, Part) else leaf.numel() for leaf in state["model"].values()]
         return {
             "what": what,
-            "items": self.count,
-            "shards": self.count * self.size,
+            "items": len(shapes),
+            "shards": len(shapes) * self.size,
             "nbytes": 4 * sum(shapes),
             "read_B": self._read_B(),
             "received_B": sum(c.nbytes for c in self.log.calls if c.what == "exchange"),
             "first_agree": first.get("agree", 0.0),
-            "runs": [{"seconds": seconds, "phases": _summed(spans)} for seconds, spans in runs],
+            "runs": [
+                {"seconds": run.result[0], "phases": _summed(run.result[1]), "copy_B_per_s": run.copy_B_per_s}
+                for run in runs
+            ],
         }
 
     def _read_B(self) -> int:

@@ -7,6 +7,7 @@ are lines through what states of different sizes took. A store's streams are wha
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,6 +17,7 @@ import yaml
 from scipy.optimize import nnls
 
 from costmodels.catalog import write_entry
+from real.checkpoint.steady import is_close, nearest
 from real.launch import launch
 from real.storage_bench import request_seconds
 from simcore.progress import Progress, part
@@ -23,8 +25,8 @@ from simcore.progress import Progress, part
 DEVICES = {"this_machine": "together", "this_machine_alone": "alone"}
 LINK = "this_machine_loopback"
 
-PUBLICATION = 3
-"""Steps that are made durable one by one when a checkpoint becomes visible: its metadata, its name, and `latest`."""
+COPIES = ("copy", "serialise")
+"""Phases that take as much longer as memory is slower; see `drifting`."""
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -39,17 +41,16 @@ def add_checkpoints(
         "together": _run(processes, stores, quick, part(progress, 0.0, 0.6)),
         "alone": _run(1, stores, quick, part(progress, 0.6, 1.0)),
     }
-    memory = next(iter(stores))  # phases of the host's own work are the same whatever the store
     for device, how in DEVICES.items():
         entry = _read(out, "devices", device)
-        entry["measured"]["checkpoint"] = phases(found[how][memory])
+        entry["measured"] |= {"checkpoint": phases(found[how].stores), "copy_B_per_s": found[how].copy_B_per_s}
         write_entry(out, "devices", device, entry)
     link = _read(out, "links", LINK)
-    link["measured"] |= exchanges(found["together"][memory], processes)
+    together, alone = (found[how].stores for how in ("together", "alone"))
+    link["measured"] |= exchanges(together, processes)
     write_entry(out, "links", LINK, link)
     return {
-        name: store_rates(found["together"][name], found["alone"][name], processes)
-        | {"request_s": request_seconds(folder)}
+        name: store_rates(together[name], alone[name], processes) | {"request_s": request_seconds(folder)}
         for name, folder in stores.items()
     }
 
@@ -59,61 +60,85 @@ def _read(out: Path, kind: str, name: str) -> dict[str, Any]:
     return document
 
 
-def _run(
-    processes: int, stores: Mapping[str, Path], quick: bool, progress: Progress | None
-) -> dict[str, list[dict[str, Any]]]:
-    """Rows by store, of all ranks together."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """Rows of all ranks together by store, the one in memory first; `copy_B_per_s`: how fast memory was as a rule."""
+
+    stores: Mapping[str, Rows]
+    copy_B_per_s: float
+
+
+def _run(processes: int, stores: Mapping[str, Path], quick: bool, progress: Progress | None) -> Found:
+    """What so many processes measure at once."""
     with tempfile.TemporaryDirectory(prefix="windtunnel-") as name:
         folder = Path(name)
         roots = [str(path.resolve()) for path in stores.values()]
         arguments = ["quick" if quick else "full", *roots]
         launch("real.checkpoint.calibrate_worker", processes, folder, arguments=arguments, progress=progress)
         ranks = [json.loads((folder / f"rank{r}.json").read_text()) for r in range(processes)]
-    return {
-        store: [joined(rows) for rows in zip(*(r[root] for r in ranks), strict=True)]
+    usual = median(run["copy_B_per_s"] for rows in ranks[0].values() for row in rows for run in row["runs"])
+    found = {
+        store: [joined(rows, usual) for rows in zip(*(r[root] for r in ranks), strict=True)]
         for store, root in zip(stores, roots, strict=True)
     }
+    return Found(stores=found, copy_B_per_s=usual)
 
 
-def joined(rows: Rows) -> dict[str, Any]:
-    """One row of all ranks': medians over the faster half of the runs, so that what else ran for a moment does not count.
+def joined(rows: Rows, usual_B_per_s: float) -> dict[str, Any]:
+    """One row of all ranks': medians over the half of the runs, or more, whose memory was nearest to the usual.
 
-    Of each run the phases of the rank for which the others waited; what only rank 0 does, the end of a save, is its own.
+    Of each run the phases of the rank for which the others waited; what only rank 0 does, the end of a save, is its own, and of
+    copies the slower one counts, for which training waits. What goes with the speed of memory is put down at the usual one.
     """
+    copies = [run["copy_B_per_s"] for run in rows[0]["runs"]]
+    count = max(sum(is_close(x, usual_B_per_s) for x in copies), -(-len(copies) // 2))
+    chosen = [[r["runs"][i] for r in rows] for i in nearest(copies, usual_B_per_s, count)]
     runs = []
-    for of_ranks in zip(*(r["runs"] for r in rows), strict=True):
+    for of_ranks in chosen:
         last = min(of_ranks, key=lambda run: float(run["phases"].get("barrier/meet", 0.0)))
         ends = {name: of_ranks[0]["phases"].get(name, 0.0) for name in ("barrier", "commit")}
-        runs.append({"seconds": max(run["seconds"] for run in of_ranks), "phases": {**last["phases"], **ends}})
-    runs.sort(key=lambda run: float(run["seconds"]))
-    faster = runs[: -(-len(runs) // 2)]
-    names = dict.fromkeys(name for run in faster for name in run["phases"])
+        copied = max(run["phases"].get("copy", 0.0) for run in of_ranks)
+        found = {**last["phases"], **ends, **({"copy": copied} if copied else {})}
+        found |= {name: found[name] * last["copy_B_per_s"] / usual_B_per_s for name in COPIES if name in found}
+        runs.append({"seconds": max(run["seconds"] for run in of_ranks), "phases": found})
+    names = dict.fromkeys(name for run in runs for name in run["phases"])
     means = {key: float(np.mean([r[key] for r in rows])) for key in ("read_B", "received_B", "first_agree")}
     return {
         **{key: value for key, value in rows[0].items() if key != "runs"},
         **means,
-        "seconds": median(run["seconds"] for run in faster),
-        "phases": {name: median(run["phases"].get(name, 0.0) for run in faster) for name in names},
+        "seconds": median(run["seconds"] for run in runs),
+        "phases": {name: median(run["phases"].get(name, 0.0) for run in runs) for name in names},
     }
 
 
-def phases(rows: Rows) -> dict[str, dict[str, float]]:
-    """{start_s, item_s, s_per_B} of each phase; see `costmodels.checkpoint`."""
-    saves, loads = _of(rows, "save"), _of(rows, "load")
+def phases(stores: Mapping[str, Rows]) -> dict[str, dict[str, float]]:
+    """{start_s, item_s, s_per_B} of each phase; see `costmodels.checkpoint`. What meets no store is measured on all of them."""
+    rows = next(iter(stores.values()))
+    everywhere = [row for of_store in stores.values() for row in of_store]
+    saves, loads, every = _of(rows, "save"), _of(rows, "load"), _of(everywhere, "save")
     verify, checksum = line(loads, "deserialise"), line(saves, "serialise")
-    verify["item_s"] += line(loads, "read")["item_s"]  # what a shard's calls of the store take is the host's work
-    checksum["item_s"] += line(saves, "upload")["item_s"]
+    for own, meets in ((verify, line(loads, "read")), (checksum, line(saves, "upload"))):
+        own["item_s"] += meets["item_s"]  # what a shard's calls of the store take is the host's work
+    verify["start_s"] += line(loads, "read")["start_s"]
     return {
-        "agree": _line([r["phases"]["agree"] for r in saves], [r["items"] for r in saves]),
-        "plan_arrays": _line([r["first_agree"] - r["phases"]["agree"] for r in saves], [r["shards"] for r in saves]),
-        "d2h": line(saves, "copy"),
+        "agree": _line([r["phases"]["agree"] for r in every], [r["items"] for r in every]),
+        "plan_arrays": _line([r["first_agree"] - r["phases"]["agree"] for r in every], [r["shards"] for r in every]),
+        "d2h": line(every, "copy"),
         "checksum": checksum,
         "verify": verify,
         "system": line(saves, "system"),
-        "barrier": _line([r["phases"]["barrier"] for r in saves], [r["shards"] for r in saves]),
-        "read_plan": _line([r["phases"]["planning"] for r in loads], [r["shards"] + r["items"] for r in loads]),
+        "barrier": _line([r["phases"]["barrier"] for r in every], [r["shards"] for r in every]),
+        "read_plan": _read_plan(everywhere),
         "place": _place(rows),
+        "pack": {"start_s": 0.0, "item_s": _exchange(rows)[0], "s_per_B": 0.0},
     }
+
+
+def _read_plan(rows: Rows) -> dict[str, float]:
+    """Of loads of the same rows: by shards and boxes, and by bytes, which are read block by block."""
+    loads = _of(rows, "load")
+    items, read = [r["shards"] + r["items"] for r in loads], [int(r["read_B"]) for r in loads]
+    return _line([r["phases"]["planning"] for r in loads], items, read, moved=False)
 
 
 def _place(rows: Rows) -> dict[str, float]:
@@ -126,37 +151,55 @@ def _place(rows: Rows) -> dict[str, float]:
 
 
 def _beyond_reading(row: Mapping[str, Any], rows: Rows) -> float:
-    """Seconds of a load that are left when planning, meetings, and reading and verifying as much in place are taken off.
+    """Seconds of a load that are left when meetings, and planning, reading and verifying as much in place are taken off.
 
     Threads of a rank that share its core are in each other's way, so what a call lasted is not what it costs.
     """
-    known = sum(row["phases"].get(p, 0.0) for p in ("planning", "barrier", "barrier/meet"))
+    known = sum(row["phases"].get(p, 0.0) for p in ("read/metadata", "barrier", "barrier/meet"))
+    plan = _read_plan(rows)
+    known += plan["start_s"] + (row["shards"] + row["items"]) * plan["item_s"] + row["read_B"] * plan["s_per_B"]
     for phase in ("read", "deserialise"):
         own = line(_of(rows, "load"), phase)
         known += own["start_s"] + row["items"] * own["item_s"] + row["read_B"] * own["s_per_B"]
     return float(max(row["seconds"] - known, 0.0))
 
 
-def exchanges(rows: Rows, processes: int) -> dict[str, dict[int, list[list[float]]]]:
-    """Points [bytes, seconds] of an exchange of all with all, packed and filled in as a load does it, and of a meeting of all."""
-    whole = sorted(_of(rows, "whole"), key=lambda r: r["received_B"])
+def _exchange(rows: Rows) -> tuple[float, float]:
+    """Of loads that all ranks want whole: seconds beyond reading for each tensor, and for each byte from others."""
+    whole = _of(rows, "whole")
     if not whole:
+        return 0.0, 0.0
+    left = np.maximum([_beyond_reading(r, rows) for r in whole], 1e-7)
+    columns = np.array([[r["items"], r["received_B"]] for r in whole], dtype=np.float64)
+    found, _ = nnls(columns / left[:, None], np.ones(len(whole)))
+    return float(found[0]), float(found[1])
+
+
+def exchanges(stores: Mapping[str, Rows], processes: int) -> dict[str, dict[int, list[list[float]]]]:
+    """Points [bytes, seconds] of an exchange of all with all, packed and filled in as a load does it, and of a meeting of all."""
+    rows = next(iter(stores.values()))
+    received_B = sorted(int(r["received_B"]) for r in _of(rows, "whole"))
+    if not received_B:
         return {}
-    points = [[int(r["received_B"]), _beyond_reading(r, rows)] for r in whole]
+    s_per_B = _exchange(rows)[1]
+    points = [[nbytes, nbytes * s_per_B] for nbytes in received_B]
     meeting = float(np.median([r["phases"]["barrier/meet"] for r in _of(rows, "save")]))
     return {"all_to_all": {processes: points}, "barrier": {processes: [[0, meeting]]}}
 
 
 def store_rates(together: Rows, alone: Rows, processes: int) -> dict[str, float]:
-    """Rates of all processes and of one, and what a file takes whatever its size."""
-    both = {}
+    """Rates of all processes and of one, and what a file takes whatever its size: read, as the small one with the metadata."""
+    both, starts_s = dict[str, float](), dict[str, float]()
     for way, what, phase in (("write", "save", "upload"), ("read", "load", "read")):
         own, all_ = line(_of(alone, what), phase), line(_of(together, what), phase)
         both[f"{way}_B_per_s"] = processes / all_["s_per_B"]
         both[f"stream_{way}_B_per_s"] = 1.0 / own["s_per_B"]
-        both["commit_s" if way == "write" else "open_s"] = all_["start_s"]
-    published_s = float(np.median([r["phases"]["commit"] for r in _of(together, "save")]))
-    both["commit_s"] = max(both["commit_s"], published_s / PUBLICATION)
+        starts_s[way] = all_["start_s"]
+    published_s, found_s = (
+        float(np.median([r["phases"].get(phase, 0.0) for r in _of(together, what)]))
+        for what, phase in (("save", "commit"), ("load", "read/metadata"))
+    )
+    both |= {"commit_s": max(starts_s["write"], published_s), "open_s": found_s}
     return both
 
 
@@ -170,16 +213,18 @@ def line(rows: Rows, phase: str) -> dict[str, float]:
     return _line(seconds, [r["items"] for r in rows], [r["nbytes"] for r in rows])
 
 
-def _line(seconds: Sequence[float], items: Sequence[int], nbytes: Sequence[int] | None = None) -> dict[str, float]:
+def _line(
+    seconds: Sequence[float], items: Sequence[int], nbytes: Sequence[int] | None = None, *, moved: bool = True
+) -> dict[str, float]:
     """Not negative, in least squares of relative errors, so that small states count as much as large ones.
 
-    Where noise hides what bytes cost, everything that the largest state took is put down to them.
+    Where noise hides what bytes that are `moved` cost, everything that the largest state took is put down to them.
     """
     sizes = nbytes if nbytes is not None else [0] * len(items)
     columns = np.array([[1.0, count, size] for count, size in zip(items, sizes, strict=True)])
     measured = np.maximum(np.array(seconds), 1e-7)
     found, _ = nnls(columns / measured[:, None], np.ones(len(measured)))
-    if nbytes is not None and not found[2]:
+    if moved and nbytes is not None and not found[2]:
         largest = int(np.argmax(sizes))
         found = np.array([0.0, 0.0, measured[largest] / sizes[largest]])
     return dict(zip(("start_s", "item_s", "s_per_B"), (float(x) for x in found), strict=True))

@@ -76,7 +76,7 @@ class Loader:
                 for read in reads:
                     read.result()
                 ahead = self._start(pool, number + 1)
-                if self._schedule.exchanging:
+                if number < self._schedule.exchanged:
                     self._exchange(number, messages)
         return int(self.plan.saved.nbytes[self._schedule.shards].sum())
 

@@ -60,17 +60,17 @@ class Message:
 class Schedule:
     """Of one rank: `reads` by round and shard; messages it `sends` and `receives` by peer and round; what it keeps for itself.
 
-    `exchanging`: whether any rank sends anything. If none does there is one round, since nobody waits for anybody.
+    In the first `exchanged` rounds some rank sends something. What is read after them is one round, since nobody waits for anybody.
     """
 
     def __init__(self, plan: ReadPlan, metadata: Metadata, rank: int, block_B: int) -> None:
         self._plan, self._rank, self._block_B = plan, rank, block_B
         self._round_B = ROUND_BLOCKS * block_B
         self._cuts: dict[int, list[Block]] = {}
-        self.exchanging = bool(len(plan.exchanges[0]))
-        self._lane_B = self._lane_offsets(metadata) if self.exchanging else np.zeros(len(plan.shard), dtype=np.int64)
-        ends = self._lane_B + plan.saved.nbytes[plan.shard]
-        self.rounds = -(-int(ends.max(initial=0)) // self._round_B) if self.exchanging else min(len(ends), 1)
+        self._lane_B = self._lane_offsets(metadata)
+        ends_B = self._lane_B + plan.saved.nbytes[plan.shard]
+        self.exchanged = -(-int(ends_B[self._handed_on(*plan.exchanges[:2])].max(initial=0)) // self._round_B)
+        self.rounds = self.exchanged + int(ends_B.max(initial=0) > self.exchanged * self._round_B)
         mine = np.flatnonzero(plan.reader == rank)
         self.shards: Ints = plan.shard[mine]
         self.reads: dict[int, dict[int, list[Block]]] = {}
@@ -110,7 +110,7 @@ class Schedule:
         each = max(self._block_B // row_B, 1)
         for first in range(0, rows, each):
             count, start_B = min(each, rows - first), first * row_B
-            number = (lane_B + start_B) // self._round_B if self.exchanging else 0
+            number = min((lane_B + start_B) // self._round_B, self.exchanged)
             yield Block(shard, _rows(box, dim, first, count), start_B, count * row_B, number, first + count == rows)
 
     def _kept(self) -> dict[int, list[int]]:
@@ -131,13 +131,18 @@ class Schedule:
         part, source, target = plan.exchanges
         involved = np.flatnonzero((source == self._rank) | (target == self._rank))
         part, source, target = part[involved], source[involved], target[involved]
-        saved, wanted = plan.part_saved[part], plan.part_wanted[part]
+        reads, wanted = self._handed_on(part, source), plan.part_wanted[part]
+        for row in zip(reads.tolist(), wanted.tolist(), source.tolist(), target.tolist(), strict=True):
+            self._lay(*row)
+
+    def _handed_on(self, part: Ints, source: Ints) -> Ints:
+        """Positions of the reads that parts come from, which `source` hands on."""
+        plan = self._plan
         n_ranks = plan.wanted.n_ranks  # a rank reads a shard once
         read_key = plan.shard * n_ranks + plan.reader
         order = np.argsort(read_key, kind="stable")
-        reads = order[np.searchsorted(read_key[order], saved * n_ranks + source)]
-        for row in zip(reads.tolist(), wanted.tolist(), source.tolist(), target.tolist(), strict=True):
-            self._lay(*row)
+        found: Ints = order[np.searchsorted(read_key[order], plan.part_saved[part] * n_ranks + source)]
+        return found
 
     def _lay(self, read: int, wanted: int, source: int, target: int) -> None:
         by_round = self.sends.setdefault(target, {}) if source == self._rank else self.receives.setdefault(source, {})

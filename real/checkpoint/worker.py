@@ -1,15 +1,15 @@
 """What each process does for a plan of checkpoints: saves, loads, or a save with training beside it, as the plan has them.
 
-Started as `python -m real.checkpoint.worker FOLDER ROOT [prepare]`: FOLDER holds plan.json and takes rank0.json, ...; checkpoints
-are under ROOT. `prepare` only saves what a load of the plan wants.
+Started as `python -m real.checkpoint.worker FOLDER ROOT prepare|COPY_B_per_s`: FOLDER holds plan.json and takes rank0.json, ...;
+checkpoints are under ROOT. `prepare` only saves what a load of the plan wants; otherwise saves and loads count that happen while
+all ranks copy so many bytes per second (`steady`), any for 0.
 """
 
+import itertools
 import json
 import os
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +18,15 @@ import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from costmodels.files import write_atomically
-from costmodels.transformer import TransformerShape
-from real.checkpoint.checkpointer import Checkpointer
-from real.checkpoint.errors import CheckpointError
-from real.checkpoint.finishing import Saving
-from real.checkpoint.ranks import own_group
-from real.checkpoint.spans import Span, Spans, own_tasks
-from real.checkpoint.states import State, leaves, number_of, state_of
-from real.checkpoint.storage import Local
-from real.checkpoint.trained import trained_state
-from real.checkpoint.watching import Log, WatchedRanks, WatchedStorage
+from real.checkpoint.players import Bound, Loads, Saves, Training, choice_of, saved_choice
+from real.checkpoint.spans import Span
+from real.checkpoint.steady import Memory, Run, speeds
 from real.launch import tell
 from real.load import Clock
-from real.precision.allocations import peak_B
 from real.precision.memory_limit import MemoryLimit
 from real.process import joined
-from real.recorder import Recorder
-from real.training import Trainer, mesh_of, start_libraries
-from real.worker import PLAN, RESULT, WARM_UP
-from simcore.checkpoint.systems import SYSTEMS
-from simcore.checkpoint.training_states import mesh_of as ranks_of
-from simcore.errors import Problem
+from real.worker import PLAN, RESULT
 from simcore.plan import Plan
-from simcore.training.choice import Choice
-from simcore.workloads.transformer_training import TransformerTraining
-
-Bound = tuple[float, float]
-WARM_SAVES = 3
 
 
 @record
@@ -53,246 +35,56 @@ def main() -> None:
     folder, root = Path(sys.argv[1]), Path(sys.argv[2])
     plan = Plan.load(folder / PLAN)
     with joined(cuda=torch.cuda.is_available()) as device:
-        if "prepare" in sys.argv[3:]:
+        if sys.argv[3] == "prepare":
             Saves(plan, device, root, saved_choice(plan)).once(0)
             return
-        result = _measured(plan, device, root, folder)
+        result = _measured(plan, device, root, folder, float(sys.argv[3]) or None)
         write_atomically(folder / RESULT.format(rank=dist.get_rank()), json.dumps(result))
 
 
-def workload_of(plan: Plan) -> TransformerTraining:
-    """What was planned for."""
-    work = plan.workload
-    model = TransformerShape(**work["model"])
-    return TransformerTraining(
-        model=model, seq_len=work["seq_len"], global_batch=work["global_batch"], precision=work["precision"]
-    )
-
-
-def choice_of(plan: Plan) -> Choice:
-    """The parallelism of the plan's ranks."""
-    chosen = plan.decisions
-    names = ("zero", "microbatch", "master_weights", "detail")
-    return Choice(**chosen["parallelism"], **{name: chosen[name] for name in names})
-
-
-def saved_choice(plan: Plan) -> Choice:
-    """The parallelism of those who saved what the plan loads."""
-    names = ("zero", "microbatch", "master_weights", "detail")
-    return Choice(**plan.decisions["saved_parallelism"], **{name: plan.decisions[name] for name in names})
-
-
-@dataclass(slots=True)
-class Watched:
-    """A checkpointer of the plan's kind whose calls are logged."""
-
-    plan: Plan
-    root: Path
-    log: Log = field(default_factory=Log)
-    checkpointer: Checkpointer = field(init=False)
-    spans: Spans = field(init=False)
-    step: int = 0
-
-    def __post_init__(self) -> None:
-        self.checkpointer = Checkpointer(
-            WatchedStorage(Local(self.root), self.log),
-            ranks=WatchedRanks(own_group(), self.log),
-            background=WatchedRanks(own_group(), self.log),
-            threads=int(self.plan.decisions["checkpoint"]["streams"]),
-            keep=1,  # a save writes over the files of the one before the last, as in any job that keeps some
-        )
-        self.spans = Spans(own_tasks(self.plan, dist.get_rank()))
-
-    @property
-    def asynchronous(self) -> bool:
-        """Whether the plan's saves are."""
-        return SYSTEMS[self.plan.decisions["checkpoint"]["system"]].asynchronous
-
-    def save(self, state: Any) -> Saving:
-        """One more save; it may still be going on."""
-        self.step += 1
-        return self.checkpointer.save(state, step=self.step, asynchronous=self.asynchronous)
-
-    def saved(self, saving: Saving, start_s: float) -> list[Span]:
-        """Spans of a save that has ended."""
-        written: dict[str, int] = {}
-        for call in self.log.calls:
-            if call.what == "write":
-                role = call.file.partition("-")[0]
-                written[role] = written.get(role, 0) + call.nbytes
-        return self.spans.saved(self.log.calls, start_s, saving.phases_s, written)
-
-    def start(self) -> float:
-        """The time at which all ranks begin."""
-        dist.barrier()
-        self.log.calls.clear()
-        return time.perf_counter()
-
-
-class Saves:
-    """A save with nobody training beside it."""
-
-    def __init__(self, plan: Plan, device: torch.device, root: Path, choice: Choice) -> None:
-        flat = not plan.decisions["checkpoint"]["rows"]
-        self.state = state_of(workload_of(plan), choice, dist.get_rank(), flat=flat, device=device)
-        self.watched = Watched(plan, root)
-
-    def warm(self) -> None:
-        """Save until the plan is kept, memory was touched, and there are files to write over."""
-        for _ in range(WARM_SAVES):
-            self.once(-1)
-
-    def once(self, _iteration: int) -> tuple[Bound, list[Span]]:
-        """Start and end of a save, and its spans."""
-        start = self.watched.start()
-        saving = self.watched.save(self.state)
-        saving.wait()
-        bound = start, time.perf_counter()
-        return bound, self.watched.saved(saving, start)
-
-    def tensors_B(self) -> int | None:
-        """Bytes of the state."""
-        return size_B(self.state)
-
-
-def size_B(state: State) -> int:
-    """Bytes of all tensors of a rank."""
-    return sum(memory.numel() * memory.element_size() for _, memory in leaves(state))
-
-
-class Loads:
-    """A load from the store, whatever the system may have kept of it in memory."""
-
-    def __init__(self, plan: Plan, device: torch.device, root: Path) -> None:
-        choice, saved = choice_of(plan), saved_choice(plan)
-        if saved.n_ranks == choice.n_ranks:
-            Saves(plan, device, root, saved).once(0)
-        flat = not plan.decisions["checkpoint"]["rows"]
-        self.state = state_of(workload_of(plan), choice, dist.get_rank(), flat=flat, device=device)
-        self.watched, self.root = Watched(plan, root), root
-        self.groups = ranks_of(choice).dp_groups().tolist()
-
-    def warm(self) -> None:
-        """Load once, which loads libraries and touches memory."""
-        self.once(-1)
-
-    def once(self, _iteration: int) -> tuple[Bound, list[Span]]:
-        """Start and end of a load, and its spans. Raises CheckpointError where a tensor is not what was saved."""
-        for _, memory in leaves(self.state):
-            memory.zero_()
-        if dist.get_rank() == 0:
-            forget(self.root)
-        start = self.watched.start()
-        self.watched.checkpointer.load(self.state, read_groups=self.groups)
-        bound = start, time.perf_counter()
-        spans = self.watched.spans.loaded(self.watched.log.calls, *bound)
-        wrong = [name for name, memory in leaves(self.state) if memory.numel() and not _filled(memory, number_of(name))]
-        if wrong:
-            raise CheckpointError(
-                "a load gave back something else", [Problem(n, "other values", "saved ones") for n in wrong]
-            )
-        return bound, spans
-
-    def tensors_B(self) -> int | None:
-        """Bytes of the state."""
-        return size_B(self.state)
-
-
-def _filled(memory: torch.Tensor, number: float) -> bool:
-    low, high = memory.aminmax()
-    return float(low) == float(high) == number
-
-
-def forget(root: Path) -> None:
-    """Let the system drop what it keeps of files, so that they are read from the disk; of a store in memory nothing can go."""
-    if not hasattr(os, "posix_fadvise"):
-        return
-    for path in (p for p in root.rglob("*") if p.is_file()):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(handle)
-
-
-class _InIteration(Recorder):
-    """Spans of training under the names that iterations beside a save have."""
-
-    number = 0
-
-    def add(self, task: str, start: Any, end: Any, nbytes: int = 0) -> None:
-        Recorder.add(self, f"{task}/it{self.number}", start, end, nbytes)
-
-
-class Training:
-    """A save, and iterations of training that start as soon as it lets them."""
-
-    def __init__(self, plan: Plan, device: torch.device, root: Path) -> None:
-        start_libraries(plan, device)
-        self.recorder = _InIteration(cuda=device.type == "cuda")
-        self.trainer = Trainer(plan, mesh_of(plan, device), self.recorder)
-        self.count = int(plan.workload["trained_iterations"])
-        self.watched = Watched(plan, root)
-        self.losses = [self._train() for _ in range(WARM_UP)]
-
-    def warm(self) -> None:
-        """Save until that is as it will be later."""
-        for _ in range(WARM_SAVES):
-            self.watched.start()
-            self.watched.save(trained_state(self.trainer)).wait()
-
-    def _train(self) -> float:
-        self.trainer.prepare()
-        return self.trainer.iteration()
-
-    def once(self, iteration: int) -> tuple[Bound, list[Span]]:
-        """Start and end of the save and the iterations beside it; spans of training are in the recorder."""
-        start, origin = self.watched.start(), self.recorder.now()
-        saving = self.watched.save(trained_state(self.trainer))
-        self.recorder.iteration = iteration
-        for number in range(self.count):
-            self.recorder.number = number
-            self.losses.append(self._train())
-        self.recorder.iteration = -1
-        saving.wait()
-        if not isinstance(origin, float):
-            self.recorder.resolve(origin, start)
-        return (start, time.perf_counter()), self.watched.saved(saving, start)
-
-    def tensors_B(self) -> int | None:
-        """The most bytes of tensors in an iteration of training, which is run once more; None where FSDP2 keeps them."""
-        standing = None if self.recorder.cuda else self.trainer.standing()
-        self.trainer.prepare()
-        return None if standing is None else peak_B(self.trainer.iteration, standing)
-
-
-def _measured(plan: Plan, device: torch.device, root: Path, folder: Path) -> dict[str, Any]:
-    """As `real.worker` leaves it: pieces of tasks, bounds of iterations, losses, memory."""
+def _measured(
+    plan: Plan, device: torch.device, root: Path, folder: Path, usual_B_per_s: float | None
+) -> dict[str, Any]:
+    """As `real.worker` leaves it: pieces of tasks, bounds of iterations, losses, memory; and how fast memory was in each."""
     plays = plan.decisions["checkpoint"]["plays"]
     makes: dict[str, Callable[[], Saves | Loads | Training]] = {
         "training": lambda: Training(plan, device, root),
         "save": lambda: Saves(plan, device, root, choice_of(plan)),
     }
+    memory = Memory()
     limit = MemoryLimit.start(dist.get_rank(), None, device)
     player = makes.get(plays, lambda: Loads(plan, device, root))()
     player.warm()
-    iterations, bounds, pieces = int(plan.workload["iterations"]), [], []
+    if dist.get_rank() == 0 and hasattr(os, "sync"):
+        os.sync()  # what others have left to be written is not written beside the runs
     begun = Clock.now()
-    for i in range(iterations):
-        if dist.get_rank() == 0:
-            tell(folder, i / iterations, f"{plays} {i + 1} of {iterations}")
-        bound, spans = player.once(i)
-        bounds.append(bound)
-        pieces += [(task, i, a, b, size) for task, a, b, size in spans]
+    runs = _runs(player, memory, int(plan.workload["iterations"]), usual_B_per_s, folder)
     spent = Clock.now().since(begun)
+    pieces = [(task, i, a, b, size) for i, run in enumerate(runs) for task, a, b, size in run.result[1]]
     return {
         "pieces": [*pieces, *(player.recorder.pieces if isinstance(player, Training) else ())],
         "losses": player.losses if isinstance(player, Training) else [],
-        "bounds": bounds,
+        "bounds": [run.result[0] for run in runs],
+        "copy_B_per_s": speeds(runs),
         "peak_B": limit.used_B(),
         "tensors_B": player.tensors_B(),
         "spent": spent,
     }
+
+
+def _runs(
+    player: Saves | Loads | Training, memory: Memory, count: int, usual_B_per_s: float | None, folder: Path
+) -> list[Run[tuple[Bound, list[Span]]]]:
+    """The runs that count; of training all do, since it goes on from one to the next."""
+    numbers = itertools.count()
+
+    def once() -> tuple[Bound, list[Span]]:
+        number = next(numbers)
+        if dist.get_rank() == 0:
+            tell(folder, min(number / count, 1.0), f"run {number + 1} for {count} that count")
+        return player.once(number)
+
+    return memory.runs(once, count, None if isinstance(player, Training) else usual_B_per_s)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,16 @@
 """Checkpointed training for real: windtunnel's own checkpoints, by themselves or with training beside them."""
 
 import json
+import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from statistics import median
+from typing import Any
 
+from real.checkpoint.steady import is_close
 from real.here import most_ranks, path_taken
 from real.launch import launch
 from real.traces import trace_of
@@ -24,6 +29,8 @@ STORES: Mapping[str, Path] = {
     "this_machine_disk": Path(),
 }
 """Where a store of the catalogue is on this machine; the disk is that of the current folder."""
+PREPARE = "prepare"
+"""Tells workers only to save what others will load."""
 COPIES = 3
 """Checkpoints that are there at a time: the last, one that is being written, and room for what the file system needs."""
 
@@ -90,21 +97,63 @@ def run(plan: Plan, cluster: Cluster, *, progress: Progress | None = None) -> Tr
     chosen = plan.decisions["checkpoint"]
     if progress:
         progress(0.0, f"starting {plan.n_ranks} processes, {path_taken()}")
-    store = STORES[chosen["store"]]
+    store, usual = STORES[chosen["store"]], usual_B_per_s(plan, cluster)
     with tempfile.TemporaryDirectory(dir=store, prefix=".windtunnel-checkpoints-") as root:
         if chosen["plays"] in ("load", "reshard") and _saved_ranks(plan) != plan.n_ranks:
-            _launched(plan, _saved_ranks(plan), root, "prepare", part(progress, 0.0, 0.3))
-        results = _launched(plan, plan.n_ranks, root, "", part(progress, 0.3, 1.0))
+            _launched(plan, _saved_ranks(plan), root, PREPARE, part(progress, 0.0, 0.3))
+        results = _launched(plan, plan.n_ranks, root, str(usual or 0.0), part(progress, 0.3, 1.0))
     if progress:
         progress(1.0, "done")
-    return trace_of(plan, cluster, results)
+    return _noted(trace_of(plan, cluster, without_gaps(results)), results[0]["copy_B_per_s"], usual)
 
 
-def _launched(plan: Plan, ranks: int, root: str, what: str, progress: Progress | None) -> list[Mapping[str, object]]:
+def usual_B_per_s(plan: Plan, cluster: Cluster) -> float | None:
+    """How fast memory was in all when costs were measured; None where that is unknown, or the ranks leave cores idle."""
+    found = cluster.device(0).measured.get("copy_B_per_s")
+    return float(str(found)) if found is not None and plan.n_ranks >= (os.cpu_count() or 1) else None
+
+
+def _noted(trace: Trace, copies_B_per_s: Sequence[float], usual: float | None) -> Trace:
+    """How fast memory was in each run, and a warning where that was not as costs were measured."""
+    noted = replace(
+        trace, environment={**trace.environment, "copy_B_per_s": list(copies_B_per_s), "usual_copy_B_per_s": usual}
+    )
+    other = [x for x in copies_B_per_s if usual is not None and not is_close(x, usual)]
+    if not other:
+        return noted
+    runs = f"{len(other)} of {len(copies_B_per_s)} runs"
+    text = f"memory copied {median(other) / 1e9:.3g} GB/s in {runs}, {(usual or 0.0) / 1e9:.3g} when calibrated"
+    return replace(noted, warnings=(*trace.warnings, text))
+
+
+def without_gaps(results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The same ranks, but each save or load begins when the one before has ended on all of them.
+
+    Between two loads a worker fills tensors with something else and afterwards looks at every element: no part of a load.
+    """
+    gaps_s, ended_s = list[float](), None
+    for bounds in zip(*(r["bounds"] for r in results), strict=True):
+        begun_s = min(start for start, _ in bounds)
+        gaps_s.append(0.0 if ended_s is None else gaps_s[-1] + begun_s - ended_s)
+        ended_s = max(end for _, end in bounds)
+    return [_earlier(r, gaps_s) for r in results]
+
+
+def _earlier(result: Mapping[str, Any], gaps_s: Sequence[float]) -> Mapping[str, Any]:
+    """A rank with its iterations moved to earlier by `gaps_s`; what it did before the first one stays where it is."""
+    bounds = [(a - gap_s, b - gap_s) for (a, b), gap_s in zip(result["bounds"], gaps_s, strict=True)]
+    gaps = dict(enumerate(gaps_s))
+    pieces = [(task, i, a - gaps.get(i, 0.0), b - gaps.get(i, 0.0), size) for task, i, a, b, size in result["pieces"]]
+    return {**result, "bounds": bounds, "pieces": pieces}
+
+
+def _launched(plan: Plan, ranks: int, root: str, what: str, progress: Progress | None) -> list[Mapping[str, Any]]:
     """What every rank left in its file; nothing where ranks only prepare."""
     with tempfile.TemporaryDirectory(prefix="windtunnel-") as name:
         folder = Path(name)
         plan.save(folder / PLAN)
-        arguments = [str(Path(root).resolve()), *([what] if what else [])]
+        arguments = [str(Path(root).resolve()), what]
         launch("real.checkpoint.worker", ranks, folder, arguments=arguments, progress=progress)
-        return [] if what else [json.loads((folder / RESULT.format(rank=r)).read_text()) for r in range(ranks)]
+        return (
+            [] if what == PREPARE else [json.loads((folder / RESULT.format(rank=r)).read_text()) for r in range(ranks)]
+        )

@@ -162,14 +162,14 @@ class CheckpointJob:
             return host(ALL, "plan_arrays", messages=self.messages, items=max(items, self.shards))
         return host(ROOT, "plan", messages=len(ROLES) * self.messages, items=items, states=1)
 
-    def read_planning(self, saved: Choice) -> Compute:
-        """Who reads what of a checkpoint that was saved under `saved`."""
+    def read_planning(self, saved: Choice, read_B: int) -> Compute:
+        """Who reads what of a checkpoint that was saved under `saved`; a rank reads `read_B`, block by block."""
         if self.system.objects:
             return self._object_planning(0)
         if not self.system.raw:
             return self.planning()
         shards = replace(self, choice=saved).shards
-        return host(ALL, "read_plan", messages=self.messages, items=shards + self.held_items)
+        return host(ALL, "read_plan", messages=self.messages, items=shards + self.held_items, elements=read_B)
 
     def _object_planning(self, pairs: int) -> Compute:
         items = self.choice.n_ranks * self.most_tensors * len(self.kinds)

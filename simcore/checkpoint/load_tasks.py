@@ -1,7 +1,7 @@
 """Tasks of a load, into the parallelism that saved or another one.
 
 convert/read, convert/write, read/metadata, planning, read/model/s0, deserialise/model/s0, copy/model/s0, place/model/s0,
-exchange/model/s0, barrier/meet, barrier
+pack/model/s0, exchange/model/s0, barrier/meet, barrier
 """
 
 from dataclasses import dataclass
@@ -25,8 +25,9 @@ def load_tasks(job: CheckpointJob, saved: Choice) -> Draft:
     begin = _converted(draft, job) if resharded and job.system.converts else []
     metadata = Read(group=ALL, store=job.store, nbytes=job.metadata_B)
     known = [draft.add("read/metadata", metadata, begin)]
-    known.append(draft.add("planning", job.read_planning(saved), known))
     sizes = _sizes(job, saved)
+    read_B = max(sum(sizes[stage, name].read for name in ROLES) for stage in range(job.choice.pp))
+    known.append(draft.add("planning", job.read_planning(saved, read_B), known))
     done: list[str] = []
     before: dict[int, str] = {}
     for name in ROLES:
@@ -91,6 +92,8 @@ def _role(draft: Draft, job: CheckpointJob, name: str, group: str, sizes: _Sizes
     if not sizes.received:
         return found
     most = max(nbytes, sizes.received)
+    if job.system.raw:
+        found = draft.add(f"pack/{name}", host(group, "pack", elements=0, items=sizes.items), (found,))
     exchange = Collective(
         kind="all_to_all", group=group, along=REPLICAS, nbytes=most, dtype="float32", stream="exchange"
     )

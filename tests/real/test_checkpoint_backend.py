@@ -16,8 +16,10 @@ from real.backend import RealBackend
 from real.checkpoint.calibrating import joined, phases, store_rates
 from real.checkpoint.leaves import describe
 from real.checkpoint.states import leaves, state_of
+from real.checkpoint.steady import is_close, nearest
 from real.checkpoint.variations import stall_s, whole_s
 from real.workloads import checkpointed_training
+from real.workloads.checkpointed_training import without_gaps
 from simcore import api as windtunnel
 from simcore.checkpoint.layouts import layout
 from simcore.checkpoint.merging import merge_ranks
@@ -152,7 +154,7 @@ def rows(checksum_B_per_s: float) -> list[dict[str, Any]]:
 
 
 def test_costs_are_lines_through_what_was_measured() -> None:
-    found = phases(rows(1e10))
+    found = phases({"memory": rows(1e10), "disk": rows(1e10)})
     device = replace(catalog.device("this_machine", [CATALOG]), measured={"checkpoint": found})
     for name, shape, seconds in (
         ("agree", {"items": 1000, "messages": 1}, 1e-3 + 5e-3),
@@ -184,12 +186,43 @@ def test_a_core_does_one_thing_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_run_that_was_disturbed_does_not_count() -> None:
-    """Of four runs the faster two, in each of them the rank that the other one waited for."""
+    """Of four runs the two with memory as usual, in each of them the rank that the other one waited for."""
     quick, slow = {"copy": 1.0, "barrier/meet": 0.5, "barrier": 0.1}, {"copy": 1.4, "barrier/meet": 0.1, "barrier": 0.0}
     disturbed = {"copy": 9.0, "barrier/meet": 0.1, "barrier": 0.1}
     sizes = {"what": "save", "items": 1, "shards": 2, "nbytes": 8, "read_B": 8, "received_B": 0, "first_agree": 2.0}
     kinds = ((quick, slow), (disturbed, slow), (quick, slow), (disturbed, slow))
-    ranks = [{**sizes, "runs": [{"seconds": sum(k[r].values()), "phases": k[r]} for k in kinds]} for r in range(2)]
-    found = joined(ranks)
+    copies = (2.0e10, 1.2e10, 1.9e10, 3.0e10)
+    ranks = [
+        {
+            **sizes,
+            "runs": [
+                {"seconds": sum(k[r].values()), "phases": k[r], "copy_B_per_s": copy}
+                for k, copy in zip(kinds, copies, strict=True)
+            ],
+        }
+        for r in range(2)
+    ]
+    found = joined(ranks, 2.0e10)
     assert found["phases"] == {"copy": 1.4, "barrier/meet": 0.1, "barrier": 0.1, "commit": 0.0}
     assert found["seconds"] == pytest.approx(1.6)
+
+
+def test_runs_beside_unusual_memory_do_not_count() -> None:
+    """Those within a tenth or so of the usual come first, then the nearest; in the order in which they were."""
+    assert nearest([9.0, 15.0, 10.5, 10.0], 10.0, 3) == [0, 2, 3]
+    assert nearest([15.0, 13.0, 10.5], 10.0, 2) == [1, 2]
+    assert is_close(8.9, 10.0)
+    assert not is_close(8.0, 10.0)
+
+
+def test_what_lies_between_two_loads_is_no_part_of_them() -> None:
+    """Rank 1 ends last; the second load begins in the trace where the first has ended on both."""
+    ranks = [
+        {"bounds": [(0.0, 2.0), (10.0, 12.0)], "pieces": [("read", 0, 0.5, 2.0, 8), ("read", 1, 10.5, 12.0, 8)]},
+        {"bounds": [(0.1, 3.0), (10.2, 11.0)], "pieces": [("read", -1, -2.0, -1.0, 8), ("read", 1, 10.2, 11.0, 8)]},
+    ]
+    first, second = without_gaps(ranks)
+    assert first["bounds"] == [(0.0, 2.0), (3.0, 5.0)]
+    assert first["pieces"] == [("read", 0, 0.5, 2.0, 8), ("read", 1, 3.5, 5.0, 8)]
+    assert second["bounds"][1] == pytest.approx((3.2, 4.0))
+    assert second["pieces"][0] == ("read", -1, -2.0, -1.0, 8)
