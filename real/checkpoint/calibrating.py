@@ -119,7 +119,6 @@ def phases(stores: Mapping[str, Rows]) -> dict[str, dict[str, float]]:
     verify, checksum = line(loads, "deserialise"), line(saves, "serialise")
     for own, meets in ((verify, line(loads, "read")), (checksum, line(saves, "upload"))):
         own["item_s"] += meets["item_s"]  # what a shard's calls of the store take is the host's work
-    verify["start_s"] += line(loads, "read")["start_s"]
     return {
         "agree": _line([r["phases"]["agree"] for r in every], [r["items"] for r in every]),
         "plan_arrays": _line([r["first_agree"] - r["phases"]["agree"] for r in every], [r["shards"] for r in every]),

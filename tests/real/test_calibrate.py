@@ -7,6 +7,7 @@ import pytest
 from costmodels.catalog import Catalog
 from costmodels.compute import estimate
 from costmodels.kernels import kernel
+from costmodels.measured import sharing
 from real.calibrate import calibrate
 
 
@@ -31,4 +32,5 @@ def test_a_quick_calibration_gives_a_usable_machine(tmp_path: Path) -> None:
     copied = estimate(kernel("checkpoint/d2h", "float32", elements=10**9), catalog.device("this_machine"))
     assert copied.method == "measured"
     assert 1e8 < 1e9 / copied.seconds < 1e12
+    assert sharing(catalog.device("this_machine")) > 0.5
     assert summary["overlap_slowdown"] >= 0

@@ -79,6 +79,7 @@ def test_a_partition_with_domains_turns_images(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("real.federated.accuracy.mnist", small_digits)
     plain, turned = PARTITIONS["Dirichlet 0.5"].data(0), PARTITIONS["Dirichlet 0.5, 4 rotations"].data(0)
     assert [len(p.train.classes) for p in plain] == [len(t.train.classes) for t in turned]
+    assert plain[0].train.pixels.shape[1:] == (1, 4, 4)
     assert plain[0].train.pixels.allclose(turned[0].train.pixels, atol=1e-4)
     assert not plain[1].train.pixels.allclose(turned[1].train.pixels)
 
