@@ -14,7 +14,7 @@ memory.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -43,37 +43,24 @@ def served_by(engine: str, shape: TransformerShape, device: DeviceSpec, dtype: s
     return serving.served(shape, device, PRECISION.get(dtype, dtype), tp, pp, engine=engine)
 
 
-def prefill(
-    engine: str,
-    shape: TransformerShape,
-    dtype: str,
-    *,
-    tp: int,
-    pp: int,
-    batch: int,
-    q_len: int,
-    beside: float = 1.0,
-) -> Kernel:
-    """The kernel of reading `batch` prompts of `q_len` tokens at once, beside a share of the host's other ranks."""
-    sizes = _sizes(shape, tp, pp, beside)
-    return kernel(f"{PREFILL}/{engine}", dtype, batch=batch, q_len=q_len, **sizes)
+class Split(NamedTuple):
+    """Degrees of the copy of a model that generates, and the share of its host's other ranks that compute meanwhile."""
+
+    tp: int
+    pp: int
+    beside: float = 1.0
+
+
+def prefill(engine: str, shape: TransformerShape, dtype: str, split: Split, *, batch: int, q_len: int) -> Kernel:
+    """The kernel of reading `batch` prompts of `q_len` tokens at once."""
+    return kernel(f"{PREFILL}/{engine}", dtype, batch=batch, q_len=q_len, **_sizes(shape, split))
 
 
 def decode(
-    engine: str,
-    shape: TransformerShape,
-    dtype: str,
-    *,
-    tp: int,
-    pp: int,
-    batch: int,
-    kv_len: int,
-    steps: int,
-    beside: float = 1.0,
+    engine: str, shape: TransformerShape, dtype: str, split: Split, *, batch: int, kv_len: int, steps: int
 ) -> Kernel:
-    """The kernel of `steps` steps of `batch` sequences of `kv_len` tokens, likewise."""
-    sizes = _sizes(shape, tp, pp, beside)
-    return kernel(f"{DECODE}/{engine}", dtype, count=steps, batch=batch, kv_len=kv_len, **sizes)
+    """The kernel of `steps` steps of `batch` sequences of `kv_len` tokens."""
+    return kernel(f"{DECODE}/{engine}", dtype, count=steps, batch=batch, kv_len=kv_len, **_sizes(shape, split))
 
 
 def host_copy(nbytes: float) -> Kernel:
@@ -159,9 +146,9 @@ def host_copy_s(device: DeviceSpec, nbytes: ArrayLike) -> Floats:
     return np.asarray(np.asarray(nbytes, dtype=np.float64) / (link.B_per_s * link.efficiency), dtype=np.float64)
 
 
-def _sizes(shape: TransformerShape, tp: int, pp: int, beside: float) -> dict[str, int]:
-    sizes = {**{n: int(getattr(shape, n)) for n in SIZES}, "gated": int(shape.gated), "tp": tp, "pp": pp}
-    return sizes if beside >= 1.0 else {**sizes, BESIDE: round(100 * beside)}
+def _sizes(shape: TransformerShape, split: Split) -> dict[str, int]:
+    sizes = {**{n: int(getattr(shape, n)) for n in SIZES}, "gated": int(shape.gated), "tp": split.tp, "pp": split.pp}
+    return sizes if split.beside >= 1.0 else {**sizes, BESIDE: round(100 * split.beside)}
 
 
 def _served(engine: str, device: DeviceSpec, dtype: str, column: list[int]) -> Served:

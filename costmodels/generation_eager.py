@@ -29,19 +29,40 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from costmodels import measured
+from costmodels.errors import DataError, Problem
 from costmodels.prediction import Floats
 from costmodels.specs import DeviceSpec
 from costmodels.transformer import TransformerShape
 from costmodels.transformer_kernels import Slice, attention_block, attention_core, embedding, mlp_block
 
 Eager = Mapping[str, object]
+NEEDED = (
+    "step_s",
+    "layer_s",
+    "split_layer_s",
+    "split_forward_s",
+    "split_backward_s",
+    "products",
+    "cache",
+    "all_reduce",
+    "draw_s",
+    "in_step",
+    "element_s",
+    "call",
+)
 SUMS = 2
 """All-reduces of a layer: after attention and after the MLP (Shoeybi et al. 2019)."""
 
 
 def eager_of(device: DeviceSpec) -> Eager | None:
-    """What was measured, None where nothing was."""
-    return cast(Eager | None, device.measured.get("eager"))
+    """What was measured, None where nothing was. Raises `DataError` for a calibration that lacks some of it."""
+    found = cast(Eager | None, device.measured.get("eager"))
+    lacking = [name for name in NEEDED if found is not None and name not in found]
+    if lacking:
+        given, advice = f"no {', '.join(lacking)}", "Run `windtunnel calibrate` again."
+        problem = Problem(f"{device.name}: measured.eager", given, "all that a calibration measures", advice)
+        raise DataError("a device was calibrated by an older version", [problem])
+    return found
 
 
 def beside(device: DeviceSpec, share: float) -> DeviceSpec:

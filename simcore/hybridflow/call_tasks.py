@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -92,19 +91,19 @@ def generation_kernels(costs: GenerationCosts, degrees: Degrees, segments: Segme
     """What one replica of a pool of `n` ranks runs: its prompts in portions, and decode steps, those alike together."""
     work = costs.workload
     eager = generation_eager.eager_of(costs.zone.device) is not None  # no other device shares what it computes with
-    common: dict[str, Any] = {"tp": degrees.tp, "pp": degrees.pp, "beside": costs.beside(n) if eager else 1.0}
+    split = generation.Split(degrees.tp, degrees.pp, costs.beside(n) if eager else 1.0)
     engine, dtype = work.generation.engine, work.precision
     tokens = float((segments.prompts * segments.prompt_len).sum())
     length = round(tokens / max(segments.prompts.sum(), 1.0))
     together = max(min(PREFILL_TOKENS // length, round(segments.prompts.sum())), 1)
     reads = replace(
-        generation.prefill(engine, costs.shape, dtype, batch=together, q_len=length, **common),
+        generation.prefill(engine, costs.shape, dtype, split, batch=together, q_len=length),
         count=max(round(tokens / (together * length)), 1),
     )
     return (
         reads,
         *(
-            generation.decode(engine, costs.shape, dtype, batch=batch, kv_len=kv_len, steps=steps, **common)
+            generation.decode(engine, costs.shape, dtype, split, batch=batch, kv_len=kv_len, steps=steps)
             for batch, kv_len, steps in _together(segments)
         ),
     )

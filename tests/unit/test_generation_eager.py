@@ -9,6 +9,7 @@ import pytest
 from costmodels import catalog, generation, generation_eager
 from costmodels.batching import padded_segments
 from costmodels.compute import estimate
+from costmodels.errors import DataError
 from costmodels.specs import DeviceSpec
 from costmodels.transformer import TransformerShape
 from simcore.errors import ScenarioError
@@ -45,7 +46,7 @@ def test_a_step_is_host_products_cache_and_draws(device: DeviceSpec) -> None:
     wanted = 1e-3 + 3 * (2e-4 + 8 * 64 * 2e-9) + 1.5 * work + 8 * 100 * 1e-8
     found = generation_eager.decode_s(device, SHAPE, tp=1, batch=8, kv_len=10)
     assert float(found) == pytest.approx(wanted)
-    kernel = generation.decode("transformers", SHAPE, "float32", tp=1, pp=1, batch=8, kv_len=10, steps=7)
+    kernel = generation.decode("transformers", SHAPE, "float32", generation.Split(1, 1), batch=8, kv_len=10, steps=7)
     priced = estimate(kernel, device)
     assert priced.seconds == pytest.approx(7 * wanted)
     assert priced.method == "measured"
@@ -100,10 +101,16 @@ def test_beside_waiting_ranks_steps_take_what_they_take_alone(device: DeviceSpec
     alone |= {"step_s": 5e-4, "products": [[1, 2e-10], [8, 6e-11], [64, 4e-11]], "kernels": 0.8}
     shared = replace(device, measured={"eager": {**EAGER, "alone": alone}})
     quiet = replace(device, measured={"eager": {**EAGER, **alone}})
-    sizes = {"tp": 1, "batch": 8, "kv_len": 10}
-    together, apart = (float(generation_eager.decode_s(d, SHAPE, **sizes)) for d in (shared, quiet))
+    sizes = {"batch": 8, "kv_len": 10}
+    together, apart = (float(generation_eager.decode_s(d, SHAPE, tp=1, **sizes)) for d in (shared, quiet))
     assert apart < together
     for share, wanted in ((1.0, together), (0.0, apart), (0.25, 0.25 * together + 0.75 * apart)):
-        kernel = generation.decode("transformers", SHAPE, "float32", pp=1, steps=7, beside=share, **sizes)
+        kernel = generation.decode("transformers", SHAPE, "float32", generation.Split(1, 1, share), steps=7, **sizes)
         assert estimate(kernel, shared).seconds == pytest.approx(7 * wanted)
         assert estimate(kernel, device).seconds == pytest.approx(7 * together)  # nobody measured one process alone
+
+
+def test_an_older_calibration_says_what_to_do(device: DeviceSpec) -> None:
+    older = replace(device, measured={"eager": {k: v for k, v in EAGER.items() if k != "element_s"}})
+    with pytest.raises(DataError, match=r"no element_s; .* Run `windtunnel calibrate` again"):
+        generation_eager.decode_s(older, SHAPE, tp=1, batch=8, kv_len=10)
