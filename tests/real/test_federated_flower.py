@@ -144,21 +144,3 @@ def test_simulation_and_deployment_make_the_same_model(tmp_path: Path) -> None:
     for a, b in zip(models(tmp_path / "deployed", 2), models(tmp_path / "simulated", 2), strict=True):
         for name in a:
             torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.slow
-def test_a_supernode_that_is_killed_is_named_and_the_others_go_on(tmp_path: Path) -> None:
-    """Killed in the second round, its peer process with it: two of three are enough, and its model is still on its disk."""
-    config = {**SMALL, "clients": 3, "rounds": 2, "quorum": 0.6, "deadline": 60.0, "peer-timeout": 20.0}
-    with deployed(tmp_path, 3) as found:
-        submit(found, config)
-        finished(found, 1, 180.0)
-        found.kill("supernode-2")
-        found.kill("peer-2")
-        done = finished(found, 2, 180.0)
-    assert (done[1]["there"], done[1]["absent"], done[1]["unheard"]) == ([0, 1], {"client-2": "late"}, {})
-    assert done[1]["peer_B"] > 0
-    assert [kept(tmp_path / client_name(c) / OWN)[1] for c in (0, 1)] == [1, 1]
-    left, number = kept(tmp_path / client_name(2) / OWN)
-    assert number < 1
-    assert all(bool(torch.isfinite(value).all()) for value in left.values())
