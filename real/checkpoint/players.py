@@ -43,17 +43,11 @@ def workload_of(plan: Plan) -> TransformerTraining:
     )
 
 
-def choice_of(plan: Plan) -> Choice:
-    """The parallelism of the plan's ranks."""
+def choice_of(plan: Plan, degrees: str = "parallelism") -> Choice:
+    """The parallelism of the plan's ranks, or with `saved_parallelism` of those who saved what the plan loads."""
     chosen = plan.decisions
     names = ("zero", "microbatch", "master_weights", "detail")
-    return Choice(**chosen["parallelism"], **{name: chosen[name] for name in names})
-
-
-def saved_choice(plan: Plan) -> Choice:
-    """The parallelism of those who saved what the plan loads."""
-    names = ("zero", "microbatch", "master_weights", "detail")
-    return Choice(**plan.decisions["saved_parallelism"], **{name: plan.decisions[name] for name in names})
+    return Choice(**chosen[degrees], **{name: chosen[name] for name in names})
 
 
 @dataclass(slots=True)
@@ -138,7 +132,7 @@ class Loads:
     """A load from the store, whatever the system may have kept of it in memory."""
 
     def __init__(self, plan: Plan, device: torch.device, root: Path) -> None:
-        choice, saved = choice_of(plan), saved_choice(plan)
+        choice, saved = choice_of(plan), choice_of(plan, "saved_parallelism")
         if saved.n_ranks == choice.n_ranks:
             Saves(plan, device, root, saved).once(0)
         flat = not plan.decisions["checkpoint"]["rows"]

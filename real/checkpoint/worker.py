@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from costmodels.files import write_atomically
-from real.checkpoint.players import Bound, Loads, Saves, Training, choice_of, saved_choice
+from real.checkpoint.players import Bound, Loads, Saves, Training, choice_of
 from real.checkpoint.spans import Span
 from real.checkpoint.steady import Memory, Run, speeds
 from real.launch import tell
@@ -36,7 +36,7 @@ def main() -> None:
     plan = Plan.load(folder / PLAN)
     with joined(cuda=torch.cuda.is_available()) as device:
         if sys.argv[3] == "prepare":
-            Saves(plan, device, root, saved_choice(plan)).once(0)
+            Saves(plan, device, root, choice_of(plan, "saved_parallelism")).once(0)
             return
         result = _measured(plan, device, root, folder, float(sys.argv[3]) or None)
         write_atomically(folder / RESULT.format(rank=dist.get_rank()), json.dumps(result))
