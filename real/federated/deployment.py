@@ -23,7 +23,7 @@ from typing import IO, Any
 from real.federated.certificates import AUTHORITY, issue
 from real.federated.orders import client_name
 from real.federated.peer_process import PEERS_FILE
-from real.federated.shaping import free_ports
+from real.federated.ports import free_ports
 from simcore.errors import CannotRun, Problem
 
 APP = Path(__file__).parent / "app"

@@ -171,16 +171,3 @@ def _small(one: socket.socket) -> None:
     one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_B)
     one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_B)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nobody listens at."""
-    found = []
-    for _ in range(count):
-        one = socket.socket()
-        one.bind(("127.0.0.1", 0))
-        found.append(one)
-    ports = [one.getsockname()[1] for one in found]
-    for one in found:
-        one.close()
-    return ports

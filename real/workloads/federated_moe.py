@@ -19,7 +19,8 @@ import numpy as np
 from real.federated.certificates import issue
 from real.federated.plan_facts import KEYS, NETWORK, PLAN, RESULT, Facts, rank_name
 from real.federated.plan_roles import IMAGES
-from real.federated.shaping import Route, free_ports
+from real.federated.ports import free_ports
+from real.federated.shaping import Route
 from real.here import MOST_CPU_RANKS
 from real.launch import launch
 from real.traces import trace_of

@@ -24,8 +24,8 @@ from real.federated.member import OWN, Member, kept, offered
 from real.federated.orders import Orders, client_name, client_of, orders_of
 from real.federated.peer_process import ORDERS_FILE
 from real.federated.peers import METHOD, SERVICE, Patience, PeerService
+from real.federated.ports import free_ports
 from real.federated.settings import Settings
-from real.federated.shaping import free_ports
 from simcore.federated.outcome import Outcome, Rules
 from simcore.federated.running import Federation
 from simcore.scenario import load as load_scenario

@@ -9,7 +9,8 @@ import pytest
 
 from real.backend import RealBackend
 from real.federated import shaping
-from real.federated.shaping import PIECE_B, Bucket, Pieces, Relays, Route, Way, free_ports
+from real.federated.ports import free_ports
+from real.federated.shaping import PIECE_B, Bucket, Pieces, Relays, Route, Way
 from real.federated.variations import VARIATIONS
 from real.workloads.federated_moe import lacking
 from simcore.api import plan as make_plan
