@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from real.arrivals import begun_together
 from real.here import path_taken, versions
 from real.load import taken_cores
 from simcore.cluster import Cluster
@@ -24,14 +25,14 @@ MEMORY = {True: "allocated", False: "resident set growth"}
 def trace_of(plan: Plan, cluster: Cluster, results: list[Mapping[str, Any]]) -> Trace:
     """One lane for each rank, from its `pieces` (task, iteration, start, end, bytes), `bounds` of iterations, `spent` and memory.
 
-    Time 0 is when the first rank began its first iteration; ranks of a host share a clock.
+    Time 0 is when the first rank began its first iteration; ranks of a host share a clock. Collectives begin with the last arrival.
     """
     origin = min(r["bounds"][0][0] for r in results)
     position = plan.index
     rows = [
         (int(i), start - origin, position[task], rank, end - origin, int(size))
-        for rank, r in enumerate(results)
-        for task, i, start, end, size in r["pieces"]
+        for rank, pieces in enumerate(begun_together(plan, results))
+        for task, i, start, end, size in pieces
         if i >= 0
     ]
     rows.sort()
