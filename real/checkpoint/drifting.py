@@ -36,7 +36,9 @@ def at_speed(cluster: Cluster, slower: float) -> Cluster:
 
 
 def _device(device: DeviceSpec, slower: float) -> DeviceSpec:
-    phases: Any = device.measured.get("checkpoint", {})
+    phases: Any = device.measured.get("checkpoint")
+    if phases is None:
+        return device
     scaled = {name: _phase(own, slower) if name in COPIES else own for name, own in phases.items()}
     return replace(device, measured={**device.measured, "checkpoint": scaled})
 

@@ -127,3 +127,39 @@ def test_blocks_rounds_and_lanes_of_a_load(tmp_path: Path, monkeypatch: pytest.M
             load_part(rank, ranks, background)
 
     in_world(2, damaged_part)
+
+
+@pytest.mark.parametrize("block_B", [16, 200])
+def test_only_rounds_in_which_something_is_handed_on_wait_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_B: int
+) -> None:
+    """A model that both ranks want whole, and an optimizer of which each wants what it reads: one role is exchanged."""
+    monkeypatch.setattr(Local, "block_B", block_B)
+    model = {n: wholes()[n] for n in "ab"}
+    large = torch.arange(4000, dtype=torch.int32).view(100, 40)
+    exchanges = [0, 0]
+
+    class Counting(Threads):
+        def exchange(self, sends: Mapping[int, torch.Tensor], receives: Mapping[int, torch.Tensor]) -> None:
+            exchanges[self.rank] += 1
+            super().exchange(sends, receives)
+
+    def state(rank: int, filled: bool) -> dict[str, dict[str, object]]:
+        whole = {n: t.clone() if filled else torch.zeros_like(t) for n, t in model.items()}
+        rows = held({"large": large if filled else torch.zeros_like(large)}, rank, 2, 0)
+        return {"model": dict(whole), "optimizer": dict(rows)}
+
+    def save_and_load(rank: int, ranks: Threads, background: Threads) -> None:
+        Checkpointer(tmp_path, ranks=ranks, background=background).save(state(rank, filled=True), step=1)
+        target = state(rank, filled=False)
+        counting = Counting(ranks.meeting, rank)
+        Checkpointer(tmp_path, ranks=counting, background=background).load(target)
+        for role, tensors in state(rank, filled=True).items():
+            for name, wanted in tensors.items():
+                pair = [getattr(one, "data", one) for one in (target[role][name], wanted)]
+                assert bits(pair[0]) == bits(pair[1]), name
+
+    in_world(2, save_and_load)
+    each = sum(t.numel() * t.element_size() for t in model.values())
+    assert exchanges[0] == exchanges[1]
+    assert 0 < exchanges[0] <= each // (4 * block_B) + 2 < large.numel() * 4 // 2 // (4 * block_B)
