@@ -1,22 +1,21 @@
 """From an op on certain ranks of a cluster to what it costs: seconds for computing, a demand on links for moving bytes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import nan
 
 import numpy as np
 from numpy.typing import NDArray
 
 from costmodels import compute, measured
-from costmodels.collective_errors import error_of
-from costmodels.collectives import Choice, Shape, best, port_rate
+from costmodels.collectives import Shape, best, port_rate
 from costmodels.kernels import Kernel
 from costmodels.libraries import Libraries
 from costmodels.point_to_point import send_rate
-from costmodels.ports import is_fitted, is_guessed
 from costmodels.specs import DeviceSpec, Estimate, LinkSpec
 from costmodels.storage import demand as store_demand
 from simcore.cluster import Cluster
+from simcore.demand import Demand, as_measured, closed_form, over_links, together
 from simcore.engine.grouping import mix
 from simcore.plan import Collective, Compute, Op, Read, Transfer, Write
 from simcore.training import sustained
@@ -26,23 +25,6 @@ STORE_ERROR = 0.3  # relative error to expect; stores have too few measurements 
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Demand:
-    """What one instance of a transfer, collective, read or write asks of the network.
-
-    Alone it takes latency_s + volume_B / cap_B_per_s. `node_weight` and `net_weight` are bytes over the ports inside the host and
-    to the network for each byte of volume. `nbytes` is what one rank sends and receives.
-    """
-
-    latency_s: float
-    volume_B: float
-    cap_B_per_s: float
-    nbytes: int
-    estimate: Estimate
-    node_weight: float = 0.0
-    net_weight: float = 0.0
 
 
 class CostModel:
@@ -63,7 +45,7 @@ class CostModel:
         """All kernels of the op, one after the other; as uncertain as the worst of them."""
         key = (op.kernels, device.name)
         if key not in self._computed:
-            self._computed[key] = _together([self.kernel(k, device) for k in op.kernels])
+            self._computed[key] = together([self.kernel(k, device) for k in op.kernels])
         return self._computed[key]
 
     def kernel(self, kernel: Kernel, device: DeviceSpec) -> Estimate:
@@ -129,14 +111,14 @@ class CostModel:
         if link is not None and link.measured:
             known = measured.link_seconds(link, op.kind, shape.size, op.nbytes)
             if known is not None:
-                return _as_measured(choice, known, op.nbytes, link)
+                return as_measured(choice, known, op.nbytes, link)
         source = f"{choice.algorithm}, {link.name if link is not None else 'no link'}"
         return Demand(
             latency_s=choice.latency_s,
             volume_B=choice.volume_B,
             cap_B_per_s=choice.cap_B_per_s,
             nbytes=op.nbytes,
-            estimate=_over_links(op.kind, choice.seconds, choice.latency_s, link, source, away=shape.nodes > 1),
+            estimate=over_links(op.kind, choice.seconds, choice.latency_s, link, source, away=shape.nodes > 1),
             node_weight=choice.node_weight,
             net_weight=choice.net_weight,
         )
@@ -171,7 +153,7 @@ class CostModel:
     def _transfer(self, op: Transfer, pair: Ints) -> Demand:
         route = self._route(pair)
         if len(route) == 0:
-            nothing = _closed_form(0.0, "a rank to itself", None)
+            nothing = closed_form(0.0, "a rank to itself", None)
             return Demand(latency_s=0.0, volume_B=0.0, cap_B_per_s=np.inf, nbytes=op.nbytes, estimate=nothing)
         fabric = self.cluster.fabric
         near = bool(fabric.node_of(pair[:1])[0] == fabric.node_of(pair[1:])[0])
@@ -190,7 +172,7 @@ class CostModel:
             volume_B=float(op.nbytes),
             cap_B_per_s=rate,
             nbytes=op.nbytes,
-            estimate=_over_links("send_recv", latency + op.nbytes / rate, latency, link, link.name, away=not near),
+            estimate=over_links("send_recv", latency + op.nbytes / rate, latency, link, link.name, away=not near),
         )
 
     def _route(self, pair: Ints) -> Ints:
@@ -212,7 +194,7 @@ class CostModel:
             volume_B=float(op.nbytes),
             cap_B_per_s=rate,
             nbytes=op.nbytes,
-            estimate=_closed_form(alone.latency_s + op.nbytes / rate, store.name, STORE_ERROR),
+            estimate=closed_form(alone.latency_s + op.nbytes / rate, store.name, STORE_ERROR),
         )
 
     def link_use(self, op: Op, instances: Ints) -> tuple[Ints, Ints, Floats]:
@@ -269,55 +251,3 @@ def _first_on_host(node: Ints) -> Ints:
     code = (np.arange(k)[:, None] * (int(node.max()) + 1) + node).ravel()
     _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
     return np.asarray(first[inverse.reshape(-1)].reshape(k, members) % members, dtype=np.int64)
-
-
-def _closed_form(seconds: float, source: str, error: float | None) -> Estimate:
-    return Estimate(seconds=seconds, method="closed_form", source=source, error=error)
-
-
-def _over_links(
-    kind: str, seconds: float, wait_s: float, link: LinkSpec | None, source: str, *, away: bool
-) -> Estimate:
-    """A collective or transfer of which `wait_s` does not grow with its size, `link` the slowest that it needs."""
-    if link is None or not seconds:
-        return _closed_form(seconds, source, None)
-    guessed = is_guessed(link)
-    return Estimate(
-        seconds=seconds,
-        method="fitted" if is_fitted(link) else "closed_form",
-        source=source,
-        error=error_of(kind, wait_s / seconds, away=away, unseen=guessed),
-        extrapolated=guessed,
-    )
-
-
-def _as_measured(choice: Choice, known_s: float, nbytes: int, link: LinkSpec) -> Demand:
-    """The measured time, as volume where there is bandwidth to share."""
-    latency = min(choice.latency_s, known_s)
-    rate = choice.volume_B / (known_s - latency) if known_s > latency and choice.volume_B else choice.cap_B_per_s
-    return Demand(
-        latency_s=latency,
-        volume_B=choice.volume_B if known_s > latency else 0.0,
-        cap_B_per_s=rate,
-        nbytes=nbytes,
-        estimate=Estimate(seconds=known_s, method="measured", source=f"{link.name}, calibrated"),
-        node_weight=choice.node_weight,
-        net_weight=choice.net_weight,
-    )
-
-
-def _together(parts: list[Estimate]) -> Estimate:
-    total = sum(p.seconds for p in parts)
-    order = ("measured", "fitted", "closed_form", "roofline")
-    worst = max(parts, key=lambda p: order.index(p.method), default=None)
-    if worst is None:
-        return Estimate(seconds=0.0, method="closed_form", source="nothing to do")
-    extrapolated = next((p for p in parts if p.extrapolated), None)
-    errors = [p.error * p.seconds for p in parts if p.error is not None]
-    return Estimate(
-        seconds=total,
-        method=worst.method,
-        source=(extrapolated or worst).source,
-        error=sum(errors) / total if total else None,
-        extrapolated=extrapolated is not None,
-    )

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from costmodels.specs import DeviceSpec, Estimate
 from simcore.cluster import Cluster
-from simcore.cost import Demand
+from simcore.demand import Demand
 from simcore.engine.grouping import Partition, first_members
 from simcore.engine.placement import Costs, Demands, Ints, Site, Sites, Use
 from simcore.engine.state import ANSWERED, ASK, COMPUTE, FLOW, JOIN

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from costmodels.specs import DeviceSpec, Estimate
 from simcore.cluster import Cluster
-from simcore.cost import Demand
+from simcore.demand import Demand
 from simcore.engine.grouping import Communicators, Partition, mix, partition, singletons
 from simcore.plan import Collective, Compute, Op, Plan, Read, Transfer, Write
 

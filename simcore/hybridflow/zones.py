@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from costmodels.kernels import Kernel
 from costmodels.specs import DeviceSpec, Estimate
 from simcore.cluster import Cluster
-from simcore.cost import Demand
+from simcore.demand import Demand
 from simcore.plan import Compute, Op
 from simcore.training.quick_parts import Prices
 

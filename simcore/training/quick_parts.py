@@ -13,7 +13,7 @@ from costmodels.specs import DeviceSpec
 from costmodels.transformer import EMBEDDING, end_parameters, layer_parameters
 from costmodels.transformer_kernels import NARROW, Kernels
 from simcore.cluster import Cluster
-from simcore.cost import Demand
+from simcore.demand import Demand
 from simcore.engine.placement import Costs
 from simcore.plan import Collective, Transfer
 from simcore.training.choice import Choice, stage_name

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from costmodels.specs import DeviceSpec, Estimate
 from simcore.cluster import Cluster
-from simcore.cost import Demand
+from simcore.demand import Demand
 from simcore.plan import Collective, Compute, Op, Transfer
 
 Ints = NDArray[np.int64]
