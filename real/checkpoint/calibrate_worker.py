@@ -29,10 +29,10 @@ from real.launch import tell
 from real.process import joined
 
 STATES = {
-    "full": ((48, 8 * 2**20, 6), (24, 2 * 2**20, 10), (192, 2**16, 12)),
+    "full": ((48, 8 * 2**20, 3), (24, 2 * 2**20, 4), (192, 2**16, 5)),
     "quick": ((4, 2**20, 1), (4, 2**18, 1), (32, 2**12, 1)),
 }
-"""Tensors, bytes of each that a rank holds, and how often a state is saved and loaded: what takes least varies most."""
+"""Tensors, bytes of each that a rank holds, and how often a launch saves and loads a state: what takes least varies most."""
 COLUMNS = 1024
 SMALL = 272
 """Elements that a rank holds of one more tensor, in front: what follows it in a file does not begin on a page, as in models, and

@@ -28,6 +28,8 @@ LINK = "this_machine_loopback"
 COPIES = ("copy", "serialise")
 """Phases that take as much longer as memory is slower; see `drifting`."""
 
+LAUNCHES = 3
+
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -69,19 +71,40 @@ class Found:
 
 
 def _run(processes: int, stores: Mapping[str, Path], quick: bool, progress: Progress | None) -> Found:
-    """What so many processes measure at once."""
-    with tempfile.TemporaryDirectory(prefix="windtunnel-") as name:
-        folder = Path(name)
-        roots = [str(path.resolve()) for path in stores.values()]
-        arguments = ["quick" if quick else "full", *roots]
-        launch("real.checkpoint.calibrate_worker", processes, folder, arguments=arguments, progress=progress)
-        ranks = [json.loads((folder / f"rank{r}.json").read_text()) for r in range(processes)]
+    """What so many processes measure at once, in several launches: what disturbs one for seconds is not in the others."""
+    roots, count = [str(path.resolve()) for path in stores.values()], 1 if quick else LAUNCHES
+    arguments = ["quick" if quick else "full", *roots]
+    launches = [_launched(processes, arguments, part(progress, i / count, (i + 1) / count)) for i in range(count)]
+    ranks = [merged([ranks[r] for ranks in launches]) for r in range(processes)]
     usual = median(run["copy_B_per_s"] for rows in ranks[0].values() for row in rows for run in row["runs"])
     found = {
         store: [joined(rows, usual) for rows in zip(*(r[root] for r in ranks), strict=True)]
         for store, root in zip(stores, roots, strict=True)
     }
     return Found(stores=found, copy_B_per_s=usual)
+
+
+def _launched(processes: int, arguments: list[str], progress: Progress | None) -> list[dict[str, Rows]]:
+    """Of each rank, rows by the folder of a store."""
+    with tempfile.TemporaryDirectory(prefix="windtunnel-") as name:
+        folder = Path(name)
+        launch("real.checkpoint.calibrate_worker", processes, folder, arguments=arguments, progress=progress)
+        return [json.loads((folder / f"rank{r}.json").read_text()) for r in range(processes)]
+
+
+def merged(launches: Sequence[Mapping[str, Rows]]) -> dict[str, Rows]:
+    """The rows of one rank with the runs of all launches; `first_agree` is the median of theirs."""
+    return {
+        root: [
+            {
+                **same[0],
+                "first_agree": median(row["first_agree"] for row in same),
+                "runs": [run for row in same for run in row["runs"]],
+            }
+            for same in zip(*(rows[root] for rows in launches), strict=True)
+        ]
+        for root in launches[0]
+    }
 
 
 def joined(rows: Rows, usual_B_per_s: float) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from real.checkpoint.agreeing import Agreed, agree, digest_of, gather_layouts, gather_problems
+from real.checkpoint.collecting import no_collection
 from real.checkpoint.errors import CheckpointError
 from real.checkpoint.finishing import Clock, Finish, Saving
 from real.checkpoint.leaves import Described, describe
@@ -82,7 +83,8 @@ class Checkpointer:
             self._last.join()
         saving = self._last = Saving(step)
         clock = Clock(saving.phases_s)
-        described, agreed, place = self._prepare(state, saving, dict(parallelism or {}))
+        with no_collection():
+            described, agreed, place = self._prepare(state, saving, dict(parallelism or {}))
         saving.written_B = int(agreed.plan.written_B[self.ranks.rank])
         clock.lap("plan")
         views = _views(agreed, described)
@@ -164,7 +166,8 @@ class Checkpointer:
         restore = Restore(
             storage=self.storage, ranks=self.ranks, state=state, per_rank=self.per_rank, threads=self.threads
         )
-        return restore(name, step, by_rank, read_groups)
+        with no_collection():
+            return restore(name, step, by_rank, read_groups)
 
 
 def _views(agreed: Agreed, described: Described) -> list[tuple[int, torch.Tensor]]:

@@ -13,8 +13,10 @@ calibrated" that of one which knows nothing of it.
 import argparse
 import json
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,6 +35,7 @@ from simcore.scenario import Scenario, load
 from simcore.trace import Trace
 
 LARGEST = 0.15
+LAUNCHES = 3
 SMALL = "workload.model={layers: 4, hidden: 512, ffn: 1376, heads: 8, vocab: 4096}"
 DISK = "cluster.stores=[this_machine_disk]"
 FSDP2 = ("planner.zero=3", "planner.rows=true", "planner.overlap=false")
@@ -68,41 +71,66 @@ VARIATIONS = (
 
 
 def measure(
-    scenario: Path, iterations: int, names: Sequence[str] = (), folders: Sequence[Path] = ()
+    scenario: Path, iterations: int, names: Sequence[str] = (), folders: Sequence[Path] = (), launches: int = LAUNCHES
 ) -> list[dict[str, Any]]:
-    """Rows with simulated and measured seconds, and the error of the prediction."""
-    chosen = [(v, plays) for v in VARIATIONS if not names or v.name in names for plays in v.plays]
-    rows: list[dict[str, Any]] = []
-    for i, (variation, plays) in enumerate(chosen):
-        said = f"{i + 1} of {len(chosen)}: "
-        changes = (*variation.overrides, *PLAYS[plays], f"workload.iterations={iterations}", "planner.baselines=[]")
-        for row in _rows(f"{variation.name}: {plays}", load(scenario, changes, folders), stalls=plays == SAVE):
-            rows.append(row)
-            times = f"{row['simulated']:.3g} s simulated, {row['measured']:.3g} s measured"
-            print(f"{said}{row['variation']}: {times}", file=sys.stderr, flush=True)
-    return rows
+    """Rows with simulated and measured seconds, and the error of the prediction.
+
+    All variations are launched in turn, and then again: what disturbs this machine for a minute meets one launch of each.
+    """
+    chosen = [
+        Played(f"{v.name}: {plays}", load(scenario, _changes(v, plays, iterations), folders), stalls=plays == SAVE)
+        for v in VARIATIONS
+        if not names or v.name in names
+        for plays in v.plays
+    ]
+    begun_s, total = time.monotonic(), launches * len(chosen)
+    for i in range(total):
+        one = chosen[i % len(chosen)]
+        left_s = (time.monotonic() - begun_s) / i * (total - i) if i else 0.0
+        about = f", about {left_s:.0f} s left" if i else ""
+        print(f"{i + 1} of {total}: {one.name}{about}", file=sys.stderr, flush=True)
+        one.measured.append(open_backend("real", one.scenario).run(one.plan))
+    return [row for one in chosen for row in _rows(one)]
 
 
-def _rows(name: str, scenario: Scenario, *, stalls: bool) -> Iterator[dict[str, Any]]:
-    plan = scenario.plan()
-    measured, calibrated = open_backend("real", scenario).run(plan), open_backend("sim", scenario).run(plan)
-    slower = slower_memory(measured)
-    simulated = simulator(scenario, slower).run(plan)
-    traces = (calibrated, simulated, measured)
-    if stalls:
-        yield _row(f"{name}, stall", [stall_s(plan, trace) for trace in traces], slower, measured)
-    yield _row(name, [whole_s(trace) for trace in traces], slower, measured)
+def _changes(variation: Variation, plays: str, iterations: int) -> tuple[str, ...]:
+    return (*variation.overrides, *PLAYS[plays], f"workload.iterations={iterations}", "planner.baselines=[]")
 
 
-def slower_memory(measured: Trace) -> float:
+@dataclass
+class Played:
+    """A variation and what was measured of it, launch by launch."""
+
+    name: str
+    scenario: Scenario
+    stalls: bool
+    measured: list[Trace] = field(default_factory=list)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The same in all launches and in the simulator."""
+        return self.scenario.plan()
+
+
+def _rows(one: Played) -> Iterator[dict[str, Any]]:
+    slower = slower_memory(one.measured)
+    simulated = [open_backend("sim", one.scenario).run(one.plan), simulator(one.scenario, slower).run(one.plan)]
+    traces = ([simulated[0]], [simulated[1]], one.measured)
+    if one.stalls:
+        yield _row(f"{one.name}, stall", [stall_s(one.plan, of) for of in traces], slower, one.measured)
+    yield _row(one.name, [whole_s(of) for of in traces], slower, one.measured)
+
+
+def slower_memory(measured: Sequence[Trace]) -> float:
     """How many times as long copies took beside the runs as when costs were measured; 1 where that is not known."""
-    usual = measured.environment["usual_copy_B_per_s"]
-    return float(usual / median(measured.environment["copy_B_per_s"])) if usual else 1.0
+    usual = measured[0].environment["usual_copy_B_per_s"]
+    copies_B_per_s = [x for trace in measured for x in trace.environment["copy_B_per_s"]]
+    return float(usual / median(copies_B_per_s)) if usual else 1.0
 
 
-def _row(name: str, seconds: Sequence[float], slower: float, real: Trace) -> dict[str, Any]:
+def _row(name: str, seconds: Sequence[float], slower: float, real: Sequence[Trace]) -> dict[str, Any]:
     calibrated, simulated, measured = seconds
-    disturbed = is_disturbed(real.environment["cores_taken_by_others"], len(real.lanes))
+    disturbed = all(is_disturbed(t.environment["cores_taken_by_others"], len(t.lanes)) for t in real)
     return {
         "variation": f"{name}{', disturbed' if disturbed else ''}",
         "simulated": simulated,
@@ -110,22 +138,26 @@ def _row(name: str, seconds: Sequence[float], slower: float, real: Trace) -> dic
         "error": simulated / measured - 1,
         "memory": slower,
         "as calibrated": calibrated / measured - 1,
-        "warnings": list(real.warnings),
+        "warnings": [w for trace in real for w in trace.warnings],
     }
 
 
-def whole_s(trace: Trace) -> float:
-    """Median seconds of a save or a load."""
-    return float(np.median(np.diff(iteration_bounds(trace))))
+def whole_s(traces: Sequence[Trace]) -> float:
+    """Median seconds of the saves or loads of all launches."""
+    return float(np.median(np.concatenate([np.diff(iteration_bounds(trace)) for trace in traces])))
 
 
-def stall_s(plan: Plan, trace: Trace) -> float:
+def stall_s(plan: Plan, traces: Sequence[Trace]) -> float:
     """Median seconds from the start of an asynchronous save until the last rank's states are copied."""
+    return float(np.median([s for trace in traces for s in _stalls_s(plan, trace)]))
+
+
+def _stalls_s(plan: Plan, trace: Trace) -> list[float]:
     blocking = {i for i, task in enumerate(plan.tasks) if task.id == "agree" or task.id.startswith("copy/")}
     copied = np.isin(trace.task, list(blocking))
     starts = iteration_bounds(trace)
-    ends = [trace.end_s[copied & (trace.iteration == i)].max() - starts[i] for i in np.unique(trace.iteration)]
-    return float(np.median(ends))
+    ends = [trace.end_s[copied & (trace.iteration == i)].max() for i in np.unique(trace.iteration)]
+    return [float(end - start) for end, start in zip(ends, starts, strict=False)]
 
 
 def table_of(rows: Sequence[dict[str, Any]]) -> Table:
@@ -144,13 +176,14 @@ def main() -> int:
     """Measure, print, judge."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenario", type=Path, default=Path("scenarios/bytecheckpoint_this_machine.yaml"))
-    parser.add_argument("--repeat", type=int, default=5, help="saves or loads of each run; the median counts")
+    parser.add_argument("--launches", type=int, default=LAUNCHES, help="of the ranks of each variation")
+    parser.add_argument("--repeat", type=int, default=4, help="saves or loads of each launch; the median of all counts")
     parser.add_argument("--only", nargs="*", default=(), help="names of variations")
     parser.add_argument("--catalog", type=Path, nargs="*", default=(), help="folders with another calibration")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     try:
-        rows = measure(options.scenario, options.repeat, options.only, options.catalog)
+        rows = measure(options.scenario, options.repeat, options.only, options.catalog, options.launches)
     except WindtunnelError as error:
         print(error, file=sys.stderr)
         return 2

@@ -67,9 +67,9 @@ def test_the_plans_own_tasks_are_the_spans(changes: tuple[str, ...]) -> None:
     ids = [{plan.tasks[i].id for i in np.unique(trace.task).tolist()} for trace in (simulated, measured)]
     assert ids[0] - ids[1] <= {"barrier/meet"} | {t for t in ids[0] if t.startswith(("copy/", "place/"))}
     assert ids[1] <= ids[0]
-    assert whole_s(measured) > 0
+    assert whole_s([measured]) > 0
     if "planner.plays=save" in changes:
-        assert 0 < stall_s(plan, measured) < whole_s(measured)
+        assert 0 < stall_s(plan, [measured]) < whole_s([measured])
         assert measured.nbytes.sum() >= plan.decisions["checkpoint"]["bytes"]
 
 
