@@ -161,6 +161,7 @@ def _environment(folder: Path) -> dict[str, str]:
         "FLWR_HOME": str(folder / "flower"),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",  # seconds; a second otherwise, at every message
         "OMP_NUM_THREADS": "1",
     }
 

@@ -6,6 +6,7 @@ A client that does not answer, or answers with something else, is left out of th
 
 import json
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from math import ceil
 from typing import Any
@@ -51,22 +52,30 @@ class RoundDone:
 
 @dataclass(kw_only=True)
 class Crowd:
-    """Flower's nodes, and which client each has said to be."""
+    """Flower's nodes, and which of the `clients` each has said to be. `late`: by message those that have said nothing yet
+    and may still answer it.
+    """
 
     nodes: list[int]
+    clients: int
     client_at: dict[int, int] = field(default_factory=dict)
+    late: dict[str, int] = field(default_factory=dict)
 
     def name(self, node: int) -> str:
-        """Of a client, or of a node that has not said anything yet."""
-        return client_name(self.client_at[node]) if node in self.client_at else f"node {node}"
+        """Of a client: who the node said to be, or the only one that no other node is. Until that is known, of the node."""
+        if node in self.client_at:
+            return client_name(self.client_at[node])
+        left = set(range(self.clients)) - set(self.client_at.values())
+        return client_name(left.pop()) if len(left) == 1 and len(self.nodes) == self.clients else f"node {node}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replies:
-    """By node: what each sent, and of those that count as absent why."""
+    """By node: what each sent, and of those that count as absent why. `open`: by message the nodes that have not answered."""
 
     came: dict[int, Message]
     absent: dict[int, str]
+    open: dict[str, int]
 
 
 @app.main()  # type: ignore[untyped-decorator]
@@ -75,7 +84,7 @@ def main(grid: Grid, context: Context) -> None:
     torch.set_num_threads(1)
     settings = Settings.of(context.run_config)
     settings.root.mkdir(parents=True, exist_ok=True)
-    crowd = Crowd(nodes=there(grid, settings))
+    crowd = Crowd(nodes=there(grid, settings), clients=settings.clients)
     coordinator = Coordinator(settings.shape, settings.strategy, settings.clients, settings.seed)
     done: list[RoundDone] = []
     for _ in range(settings.rounds):
@@ -97,6 +106,7 @@ def there(grid: Grid, settings: Settings) -> list[int]:
 def play(grid: Grid, settings: Settings, coordinator: Coordinator, crowd: Crowd) -> RoundDone:
     """One round: training, the decision, the exchange."""
     begun, number = time.monotonic(), coordinator.number
+    _hear_late(grid, crowd)
     content = {SHARED: packed(coordinator.shared), ROUND: ConfigRecord({"number": number})}
     asked = {
         node: Message(RecordDict(dict(content)), dst_node_id=node, message_type="train", group_id=str(number))
@@ -104,6 +114,7 @@ def play(grid: Grid, settings: Settings, coordinator: Coordinator, crowd: Crowd)
     }
     replies = collect(grid, asked, settings.quorum, settings.deadline)
     answers, metrics, absent = _answers(coordinator, crowd, replies)
+    crowd.late |= {i: node for i, node in replies.open.items() if node not in crowd.client_at}
     trained_s = time.monotonic() - begun
     decided = coordinator.decide(answers)
     unheard = _exchange(grid, settings, decided, crowd)
@@ -138,7 +149,8 @@ def collect(grid: Grid, asked: dict[int, Message], quorum: float, timeout_s: flo
             else:
                 came[node] = reply
         time.sleep(LOOK_S)
-    return Replies(came=came, absent=absent | {node_of[i]: "late" for i in open_ids})
+    left = {i: node_of[i] for i in open_ids}
+    return Replies(came=came, absent=absent | dict.fromkeys(left.values(), "late"), open=left)
 
 
 def _answers(
@@ -151,7 +163,7 @@ def _answers(
     for node, reply in sorted(replies.came.items()):
         try:
             state, found = unpacked(reply.content[ANSWER], layout), dict(reply.content[METRICS])
-            client = _client(found, coordinator.clients, crowd, node)
+            client = _client(found, crowd, node)
             answers[client] = Answer(state=state, samples=max(int(found["samples"]), 0))
             metrics.append({k: float(v) for k, v in found.items()})
         except (BadParcelError, KeyError, TypeError, ValueError) as error:
@@ -159,14 +171,23 @@ def _answers(
     return answers, metrics, {crowd.name(n): why for n, why in sorted(absent.items())}
 
 
-def _client(found: dict[str, Any], clients: int, crowd: Crowd, node: int) -> int:
+def _client(found: dict[str, Any], crowd: Crowd, node: int) -> int:
     """Who a node says to be: nobody who is somewhere else, and for good."""
     client = int(found["client"])
     others = {c for n, c in crowd.client_at.items() if n != node}
-    if not 0 <= client < clients or client in others or crowd.client_at.get(node, client) != client:
+    if not 0 <= client < crowd.clients or client in others or crowd.client_at.get(node, client) != client:
         raise BadParcelError(f"says to be client {client}")
     crowd.client_at[node] = client
     return client
+
+
+def _hear_late(grid: Grid, crowd: Crowd) -> None:
+    """Learn who is who from answers that came too late to count."""
+    for reply in grid.pull_messages(list(crowd.late)) if crowd.late else ():
+        node = crowd.late.pop(reply.metadata.reply_to_message_id)
+        with suppress(BadParcelError, KeyError, TypeError, ValueError):
+            if not reply.has_error():
+                _client(dict(reply.content[METRICS]), crowd, node)
 
 
 def _exchange(grid: Grid, settings: Settings, decided: Round, crowd: Crowd) -> dict[str, str]:
