@@ -107,7 +107,7 @@ def killed(keys: Path, member: Member, orders: Orders) -> Iterator[str]:
             addresses={BAD: f"127.0.0.1:{port}"},
             folder=member.folder,
             seed=GIVEN.seed,
-            patience=Patience(deadline_s=30.0, unreachable_s=30.0),
+            patience=Patience(deadline_s=1.0, unreachable_s=1.0),  # and again, with orders written anew
         )
         while not early.fetched(alone)[0]:  # it forgets orders from before its start
             (member.folder / ORDERS_FILE).write_text(orders.model_dump_json())
