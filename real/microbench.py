@@ -67,17 +67,21 @@ def _size_B(tensors: tuple[torch.Tensor, ...]) -> int:
 
 
 class InTurn:
-    """Copies of what `make` makes, handed out one after the other."""
+    """What `make` makes and copies of it, handed out one after the other. Copies are made ten times as fast as random numbers."""
 
     def __init__(self, make: Make) -> None:
         first = make()
-        size = _size_B(first)
-        self.copies = [first, *(make() for _ in range(min(max(SPREAD_B // size, 1), 64) - 1))]
+        count = min(max(SPREAD_B // _size_B(first), 1), 64)
+        self.copies = [first, *(_copied(first) for _ in range(count - 1))]
         self.at = 0
 
     def next(self) -> tuple[torch.Tensor, ...]:
         self.at = (self.at + 1) % len(self.copies)
         return self.copies[self.at]
+
+
+def _copied(tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return tuple(t.detach().clone().requires_grad_(t.requires_grad) for t in tensors)
 
 
 def forward(apply: Apply, make: Make) -> Run:
