@@ -19,11 +19,11 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from costmodels.files import write_atomically
 from real.checkpoint.checkpointer import Checkpointer
 from real.checkpoint.leaves import Part
-from real.checkpoint.players import WARM_LOADS, WARM_SAVES, forget
 from real.checkpoint.ranks import own_group
 from real.checkpoint.spans import Span, Spans
 from real.checkpoint.steady import Memory
 from real.checkpoint.storage import Local
+from real.checkpoint.warming import WARM_LOADS, WARM_SAVES, forget
 from real.checkpoint.watching import Log, WatchedRanks, WatchedStorage
 from real.launch import tell
 from real.process import joined

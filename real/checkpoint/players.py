@@ -1,6 +1,5 @@
 """What a plan of checkpoints plays on one rank: saves by themselves, loads by themselves, or a save with training beside it."""
 
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from real.checkpoint.spans import Span, Spans, own_tasks
 from real.checkpoint.states import State, leaves, number_of, state_of
 from real.checkpoint.storage import Local
 from real.checkpoint.trained import trained_state
+from real.checkpoint.warming import WARM_LOADS, WARM_SAVES, forget
 from real.checkpoint.watching import Log, WatchedRanks, WatchedStorage
 from real.precision.allocations import peak_B
 from real.recorder import Recorder
@@ -31,7 +31,6 @@ from simcore.training.choice import Choice
 from simcore.workloads.transformer_training import TransformerTraining
 
 Bound = tuple[float, float]
-WARM_SAVES, WARM_LOADS = 3, 2
 
 
 def workload_of(plan: Plan) -> TransformerTraining:
@@ -170,18 +169,6 @@ class Loads:
 def _filled(memory: torch.Tensor, number: float) -> bool:
     low, high = memory.aminmax()
     return float(low) == float(high) == number
-
-
-def forget(root: Path) -> None:
-    """Let the system drop what it keeps of files, so that they are read from the disk; of a store in memory nothing can go."""
-    if not hasattr(os, "posix_fadvise"):
-        return
-    for path in (p for p in root.rglob("*") if p.is_file()):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(handle)
 
 
 class _InIteration(Recorder):

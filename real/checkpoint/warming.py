@@ -1,0 +1,19 @@
+"""What makes one save or load like the next."""
+
+import os
+from pathlib import Path
+
+WARM_SAVES, WARM_LOADS = 3, 2
+"""Runs that do not count: plans are made and kept in the first, memory is touched, and there are files to write over."""
+
+
+def forget(root: Path) -> None:
+    """Let the system drop what it keeps of files, so that they are read from the disk; of a store in memory nothing can go."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for path in (p for p in root.rglob("*") if p.is_file()):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(handle)
