@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -124,6 +125,7 @@ def _tile(launch: Launch) -> str:
     return f"{'x'.join(sizes)}, {launch.num_warps} warps, {launch.num_stages} stages"
 
 
+@cache
 def _resources(cubin: bytes) -> tuple[int, int]:
     """Registers and bytes of stack of a thread."""
     with tempfile.TemporaryDirectory() as folder:
@@ -135,6 +137,7 @@ def _resources(cubin: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+@cache
 def _spilled_B(ptx: str) -> int:
     """Bytes of spill stores and loads of a thread."""
     architecture = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
@@ -156,6 +159,14 @@ def _shown(command: list[str]) -> str:
 
 def cases() -> Iterator[tuple[str, Case]]:
     """Every kernel with the kinds of operands that it takes, at sizes that together choose every tile."""
+    yield from operator_cases()
+    yield from rlhf_cases()
+    yield from expert_cases()
+    yield from checkpoint_cases()
+
+
+def operator_cases() -> Iterator[tuple[str, Case]]:
+    """Those of a model's operators in less than single precision."""
     yield from _elementwise_cases()
     yield from _product_cases(4096, 4096, 4096, (torch.float16, torch.bfloat16))
     for m, n, k in ((512, 768, 3072), (64, 1000, 2048), (33, 17, 129)):
@@ -163,9 +174,6 @@ def cases() -> Iterator[tuple[str, Case]]:
     yield from _convolution_cases(128, 64, 56, 64, 3, 1, 1, (torch.float16, torch.bfloat16))
     for sizes in ((128, 256, 56, 512, 1, 2, 0), (128, 3, 224, 64, 7, 2, 3), (2, 17, 9, 33, 3, 1, 1)):
         yield from _convolution_cases(*sizes, (torch.float16,))
-    yield from rlhf_cases()
-    yield from expert_cases()
-    yield from checkpoint_cases()
 
 
 def _meta(*shape: int, dtype: torch.dtype, last: bool = False) -> torch.Tensor:
