@@ -11,7 +11,7 @@ demo: $(VENV)/.real calibration/devices/this_machine.yaml  ## predict a training
 	$(BIN)/windtunnel compare $(SCENARIO)
 
 test: $(VENV)/.dev calibration/devices/this_machine.yaml  ## the whole suite
-	$(BIN)/python -m pytest --numprocesses 2 --ignore tests/benchmarks --durations 15
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --ignore tests/benchmarks --durations 15
 	$(BIN)/python -m pytest tests/benchmarks
 
 fast-test: $(VENV)/.dev  ## what takes seconds

@@ -1,13 +1,15 @@
-"""Every scenario runs as a newcomer would run it: `windtunnel run scenarios/NAME.yaml`."""
+"""Every scenario runs as a newcomer would run it, `windtunnel run scenarios/NAME.yaml`, and its report is the expected one.
+
+To the byte: a change is wanted or a mistake, and `make golden` shows which.
+"""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.golden.reports import CATALOG, ROOT, SCENARIOS
+from tests.command import Cli
+from tests.golden.reports import CATALOG, HERE, SCENARIOS, expected
 
 WANTED = {"quickstart", "llama3_405b_16k", "gpt3_175b_a100", "hybrid_v100_t4", "degraded_link"}
 
@@ -18,15 +20,17 @@ def test_the_promised_scenarios_are_there() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda path: path.stem)
-def test_scenario(scenario: Path, tmp_path: Path) -> None:
-    command = Path(sys.executable).with_name("windtunnel")
-    arguments = ["run", scenario.relative_to(ROOT), "--catalog", CATALOG, "--out", tmp_path, "--json"]
-    done = subprocess.run([command, *arguments], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+def test_scenario(cli: Cli, scenario: Path, tmp_path: Path) -> None:
+    done = cli("run", scenario, "--catalog", CATALOG, "--out", tmp_path, "--json")
+    assert done.code == 0, done.err
+    report = json.loads(done.out)
     assert report["metrics"]["iteration_s"] > 0
     assert report["memory"]
-    assert (tmp_path / "report.txt").stat().st_size > 0
+    assert (tmp_path / "report.txt").read_text() == expected(scenario).read_text()
+
+
+def test_every_expected_report_has_its_scenario() -> None:
+    assert sorted(HERE.glob("*.txt")) == sorted(expected(scenario) for scenario in SCENARIOS)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda path: path.stem)

@@ -6,46 +6,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import yaml
 
-from simcore.cli import main
 from simcore.plan import Plan
 from simcore.reporting.perfetto import read_trace
+from tests.command import Cli
 from tests.unit.toys import write_scenario
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-class Outcome(NamedTuple):
-    code: object
-    out: str
-    err: str
-
-
-class Cli:
-    """`windtunnel` in this process."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self._monkeypatch, self._capsys = monkeypatch, capsys
-
-    def __call__(self, *arguments: object) -> Outcome:
-        self._monkeypatch.setattr(sys, "argv", ["windtunnel", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        return Outcome(stopped.value.code or 0, *self._capsys.readouterr())
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield Cli(monkeypatch, capsys)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def test_plan_writes_what_run_plays(cli: Cli, tmp_path: Path) -> None:
