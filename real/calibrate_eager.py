@@ -54,8 +54,9 @@ SPLIT = ("split_layer_s", "split_forward_s", "split_backward_s")
 Point = tuple[int, float]
 
 
-def eager(at_least_s: float, repeats: int) -> dict[str, Any]:
-    """Times of this process while the others measure the same; `steps` of whole models: (shape, batch, tokens cached, seconds)."""
+def eager(at_least_s: float, repeats: int, prompts: Sequence[int]) -> dict[str, Any]:
+    """Times of this process while the others measure the same; `steps` of whole models after prompts of each length: (shape, batch,
+    tokens cached, seconds)."""
     shallow, deep = (_step_s({**SMALL, "layers": n}, 1, PROMPTS[0], 2 * repeats) for n in DEPTHS)
     layer_s = (deep - shallow) / (DEPTHS[1] - DEPTHS[0])
     rows, length, vocab = DRAWN
@@ -69,7 +70,7 @@ def eager(at_least_s: float, repeats: int) -> dict[str, Any]:
         "draw_s": drawn / (rows * length * vocab),
         "steps": [
             (shape, n, prompt + STEPS // 2, _step_s(shape, n, prompt, repeats))
-            for shape, n, prompt in product(LARGE, BATCHES, PROMPTS)
+            for shape, n, prompt in product(LARGE, BATCHES, prompts)
         ],
     }
 

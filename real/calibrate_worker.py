@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from costmodels.files import write_atomically
 from real import microbench
-from real.calibrate_eager import eager
+from real.calibrate_eager import PROMPTS, eager
 from real.collectives import ALL_GATHER, REDUCE_SCATTER
 from real.launch import tell
 from real.microbench import DIFFERENTIABLE, NO_BACKWARD, InTurn, backward_seconds, forward, timed
@@ -75,11 +75,11 @@ def main() -> None:
     with joined(cuda=False):
         found: dict[str, Any] = {
             "ranks": dist.get_world_size(),
-            "kernels": _kernels(0.01 if quick else 0.04, quick, folder),
+            "kernels": _kernels(0.005 if quick else 0.04, quick, folder),
         }
         found["launch_s"] = _launch()
-        found["eager"] = eager(0.01 if quick else 0.03, 1 if quick else 5)
-        found["models"] = _models(0.3 if quick else 4.0)
+        found["eager"] = eager(0.01 if quick else 0.03, 1 if quick else 5, PROMPTS[:1] if quick else PROMPTS)
+        found["models"] = _models(0.3 if quick else 4.0, 1 if quick else WARM_UP)
         if dist.get_world_size() > 1:
             found["collectives"] = _collectives(5 if quick else 30)
             alone = dict(found["collectives"]["all_reduce"])[BESIDE_B]
@@ -88,10 +88,11 @@ def main() -> None:
 
 
 def _kernels(at_least_s: float, quick: bool, folder: Path) -> dict[str, list[Row]]:
-    """Every point twice, some time apart; the faster counts, so that something else that ran for a moment does not."""
+    """Every point twice, some time apart; the faster counts, so that something else that ran for a moment does not. `quick`: once."""
     found: dict[tuple[str, tuple[int, ...]], tuple[float, float]] = {}
-    steps = PASSES * sum(1 for _ in _points(at_least_s, quick))
-    for done, (name, sizes, run) in enumerate(chain(*(_points(at_least_s / PASSES, quick) for _ in range(PASSES)))):
+    passes = 1 if quick else PASSES
+    steps = passes * sum(1 for _ in _points(at_least_s, quick))
+    for done, (name, sizes, run) in enumerate(chain(*(_points(at_least_s / passes, quick) for _ in range(passes)))):
         if dist.get_rank() == 0:
             tell(folder, done / steps, name)
         dist.barrier()
@@ -198,12 +199,12 @@ def _slowdown(all_reduce_s: float) -> float:
     return min(max(_mean_of_ranks(lost_s) / (BESIDE * all_reduce_s), 0.0), 0.9)
 
 
-def _models(at_least_s: float) -> list[tuple[Mapping[str, int], float]]:
+def _models(at_least_s: float, warm_up: int) -> list[tuple[Mapping[str, int], float]]:
     """Shapes of small models, and what forward and backward of a microbatch take until the last rank is done."""
-    return [(shape, _model_seconds(shape, at_least_s)) for shape in MODELS]
+    return [(shape, _model_seconds(shape, at_least_s, warm_up)) for shape in MODELS]
 
 
-def _model_seconds(shape: Mapping[str, int], at_least_s: float) -> float:
+def _model_seconds(shape: Mapping[str, int], at_least_s: float, warm_up: int) -> float:
     """Mean over repeats of the slowest rank's seconds, without the slowest twentieth: synchronous training waits for it."""
     model = build_model({**shape, "kv_heads": shape["heads"], "tied_embeddings": False}, "float32", 0)
     tokens = torch.randint(0, shape["vocab"], (SEQUENCES, SEQ_LEN + 1))
@@ -218,7 +219,7 @@ def _model_seconds(shape: Mapping[str, int], at_least_s: float) -> float:
         dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
         return float(slowest)
 
-    for _ in range(WARM_UP):
+    for _ in range(warm_up):
         first = once()
     return microbench.mean_and_spread([once() for _ in range(max(int(at_least_s / first), 3))])[0]
 

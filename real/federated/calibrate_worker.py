@@ -22,7 +22,7 @@ BATCH, STEPS = 32, 7
 PAUSE_S = 0.3
 """Clients wait for links between two trainings, so that caches and clocks are not those of a long job."""
 
-WARM_UP, ROUNDS, QUICK_ROUNDS = 2, 20, 5
+WARM_UP, ROUNDS, QUICK_ROUNDS = 2, 20, 3
 
 
 @record  # type: ignore[untyped-decorator]

@@ -16,8 +16,8 @@ from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
 
 from real.federated import flower_client, flower_server  # noqa: E402
 from real.federated.deployment import Running, deployed, finished, rounds, simulated, submit  # noqa: E402
-from real.federated.flower_server import ROUNDS_FILE  # noqa: E402
 from real.federated.federation import LocalFederation  # noqa: E402
+from real.federated.flower_server import ROUNDS_FILE  # noqa: E402
 from real.federated.local import State  # noqa: E402
 from real.federated.member import OWN, kept  # noqa: E402
 from real.federated.orders import client_name  # noqa: E402
