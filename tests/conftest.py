@@ -22,7 +22,23 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 LONG = {
-    "real/test_calibrate.py": 60.0,
+    "examples/test_notebooks.py": 130.0,
+    "examples/test_readme.py": 120.0,
+    "real/test_federated_flower.py": 110.0,
+    "real/test_calibrate.py": 80.0,
+    "real/test_rlhf_placements.py": 80.0,
+    "examples/test_scenarios.py": 60.0,
+    "unit/test_hybridflow_rows.py": 55.0,
+    "real/test_kernels_compile.py": 45.0,
+    "real/test_checkpoint_backend.py": 40.0,
+    "real/test_checkpoint_faults.py": 40.0,
+    "real/test_rlhf_backend.py": 30.0,
+    "laws/test_scenario_fuzz.py": 28.0,
+    "real/test_federated_kernels.py": 25.0,
+    "real/test_checkpoint_s3.py": 20.0,
+    "real/test_backend.py": 20.0,
+    "real/test_precision_backend.py": 20.0,
+    "unit/test_cli.py": 20.0,
 }
 """Seconds of the files of tests that take longest; only the order in which workers take them depends on it."""
 

@@ -110,23 +110,27 @@ def test_killed_before_any_call_to_the_file_system(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_at_random_instants(tmp_path: Path) -> None:
-    """200 jobs that save again and again, killed after some milliseconds."""
-    root, rng, seen = tmp_path / "root", np.random.default_rng(0), set()
+    """200 jobs that save again and again, four at a time, killed after some milliseconds."""
+    roots, rng, seen = [tmp_path / f"root{i}" for i in range(4)], np.random.default_rng(0), set()
 
-    def work() -> None:
+    def work(root: Path) -> None:
         checkpointer = Checkpointer(root, keep=2)
         for step in range(2, 1000):
             checkpointer.save(state(step), step=step, asynchronous=step % 2 == 0)
 
-    for _ in range(200):
-        prepared(root)
-        process = forked(work)
-        time.sleep(float(rng.uniform(0.0, 0.15)))
-        os.kill(process.pid, signal.SIGKILL)
-        assert ended([process]) == [-signal.SIGKILL]
-        seen.add(check_root(root, set(range(1, 1000))))
-        save(root, state(1000), step=1000)
-        assert {p.name for p in root.iterdir()} == {"latest", *Local(root).names()}
+    for _ in range(50):
+        for root in roots:
+            prepared(root)
+        processes = [forked(lambda root=root: work(root)) for root in roots]
+        after_s = np.sort(rng.uniform(0.0, 0.15, len(roots)))
+        for process, pause_s in zip(processes, np.diff(after_s, prepend=0.0).tolist(), strict=True):
+            time.sleep(pause_s)
+            os.kill(process.pid, signal.SIGKILL)
+        assert ended(processes) == [-signal.SIGKILL] * len(roots)
+        for root in roots:
+            seen.add(check_root(root, set(range(1, 1000))))
+            save(root, state(1000), step=1000)
+            assert {p.name for p in root.iterdir()} == {"latest", *Local(root).names()}
     assert len(seen) > 3
 
 
