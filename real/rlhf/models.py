@@ -30,7 +30,7 @@ class Critic(nn.Module):
 
     def forward(self, tokens: Tensor, prompt_len: int) -> Tensor:
         """(n, response) the value of what stands before each token of the response."""
-        hidden = self.model(tokens, use_cache=False).last_hidden_state[:, prompt_len - 1 : -1]
+        hidden = hidden_states(self, tokens)[:, prompt_len - 1 : -1]
         found: Tensor = self.value(hidden)[..., 0]
         return found
 
@@ -40,12 +40,22 @@ def _language_model(job: Job, seed: int) -> LlamaForCausalLM:
     return pretrained.weights() if job.pretrained else build_model(job.model, "float32", seed)
 
 
-def logprobs(model: LlamaForCausalLM, tokens: Tensor, prompt_len: int) -> Tensor:
-    """(n, response) log-probability of each token after the prompt, without its logits in memory."""
-    hidden = model.model(tokens, use_cache=False).last_hidden_state[:, prompt_len - 1 : -1]
+def hidden_states(model: nn.Module, tokens: Tensor) -> Tensor:
+    """(n, length, hidden) after the last norm; what a Llama's head or a critic's number is made of."""
+    found: Tensor = model.model(tokens, use_cache=False).last_hidden_state
+    return found
+
+
+def logprobs_of(hidden: Tensor, head: Tensor, tokens: Tensor, prompt_len: int) -> Tensor:
+    """(n, response) log-probability of each token after the prompt, without its logits in memory; `head` is (vocab, hidden)."""
     targets = tokens[:, prompt_len:]
-    found, _ = linear_logprob(hidden.flatten(0, 1), model.lm_head.weight, targets.flatten())
+    found, _ = linear_logprob(hidden[:, prompt_len - 1 : -1].flatten(0, 1), head, targets.flatten())
     return found.view(targets.shape)
+
+
+def logprobs(model: LlamaForCausalLM, tokens: Tensor, prompt_len: int) -> Tensor:
+    """`logprobs_of` a whole model."""
+    return logprobs_of(hidden_states(model, tokens), model.lm_head.weight, tokens, prompt_len)
 
 
 def optimizer_of(parameters: Iterable[nn.Parameter], learning_rate: float, epsilon: float) -> AdamW:

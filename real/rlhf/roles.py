@@ -12,7 +12,7 @@ from real.rlhf.advantages import advantages
 from real.rlhf.engine import HybridEngine, Key
 from real.rlhf.job import Job
 from real.rlhf.losses import divergence_loss, language_loss, policy_loss, value_loss
-from real.rlhf.models import Critic, actor_model, logprobs, optimizer_of
+from real.rlhf.models import Critic, actor_model, hidden_states, logprobs, logprobs_of, optimizer_of
 from real.rlhf.parallel import MATRICES, local, mesh, part_of, put, sharded, sum_gradients, tensor_parallel, whole
 from real.rlhf.placement import Portions
 from real.rlhf.probe import Probe
@@ -84,20 +84,23 @@ class Actor:
     def update(self, batch: Columns) -> Columns:
         """One step of the optimiser on a minibatch."""
         job = self.job
-        tokens = _over_replicas(batch["mask"].sum(), self.replicas)
-        text = batch.get("pretrain", torch.empty(0, 1))
-        count = _over_replicas(torch.tensor(text[:, 1:].numel(), device=self.device), self.replicas)
+        text = batch.pop("pretrain", batch["tokens"][:0])
+        answers, tokens = len(batch["tokens"]), _over_replicas(batch["mask"].sum(), self.replicas)
+        words = _over_replicas(torch.tensor(text[:, 1:].numel(), device=self.device), self.replicas)
+        both = torch.cat([batch["tokens"], text])
 
-        def loss(some: Columns) -> Tensor:
-            mask, logprob = some["mask"], logprobs(self.model, some["tokens"], job.prompt_len)
-            found = policy_loss(logprob, some["logprob"], some["advantages"], mask, clip=job.clip, tokens=tokens)
-            if job.algorithm == "grpo":
-                found = found + job.kl * divergence_loss(logprob, some["reference_logprob"], mask, tokens=tokens)
-            if job.algorithm == "safe_rlhf":
-                found = found + job.pretrain * language_loss(logprobs(self.model, some["pretrain"], 1), tokens=count)
-            return found
+        def loss(rows: slice) -> Tensor:
+            hidden = hidden_states(self.model, both[rows])
+            some = {name: column[rows] for name, column in batch.items()}
+            read = text[max(rows.start - answers, 0) : max(rows.stop - answers, 0)]
+            parts, n = [], len(some["tokens"])
+            if n:
+                parts.append(self._policy_loss(hidden[:n], some, tokens))
+            if len(read):
+                parts.append(job.pretrain * language_loss(self._logprobs(hidden[n:], read, 1), tokens=words))
+            return torch.stack(parts).sum()
 
-        _gradients(self.part, batch, loss)
+        _gradients(self.part, len(both), loss)
         sum_gradients(self.model, self.replicas, self.part.spans)
         _step(self.part, self.optimizer)
         return {}
@@ -109,6 +112,18 @@ class Actor:
     def resharded(self) -> tuple[int, int]:
         """Bytes that the last transition brought from other ranks, and that matrices take now."""
         return self.engine.received_B, self.engine.held_B()
+
+    def _policy_loss(self, hidden: Tensor, some: Columns, tokens: Tensor) -> Tensor:
+        """Of some answers, with the distance to the reference model where that is part of the loss."""
+        job, mask = self.job, some["mask"]
+        logprob = self._logprobs(hidden, some["tokens"], job.prompt_len)
+        found = policy_loss(logprob, some["logprob"], some["advantages"], mask, clip=job.clip, tokens=tokens)
+        if job.algorithm != "grpo":
+            return found
+        return found + job.kl * divergence_loss(logprob, some["reference_logprob"], mask, tokens=tokens)
+
+    def _logprobs(self, hidden: Tensor, tokens: Tensor, prompt_len: int) -> Tensor:
+        return logprobs_of(hidden, self.model.lm_head.weight, tokens, prompt_len)
 
     def _matrices(self, model: nn.Module) -> dict[Key, nn.Parameter]:
         layers = enumerate(model.model.layers)
@@ -158,11 +173,12 @@ class CriticRole:
         tokens = _over_replicas(batch["mask"].sum(), self.replicas)
         clip = self.job.value_clip
 
-        def loss(some: Columns) -> Tensor:
+        def loss(rows: slice) -> Tensor:
+            some = {name: column[rows] for name, column in batch.items()}
             values = self.model(some["tokens"], self.job.prompt_len)
             return value_loss(values, some["values"], some["returns"], some["mask"], clip=clip, tokens=tokens)
 
-        _gradients(self.part, batch, loss)
+        _gradients(self.part, len(batch["tokens"]), loss)
         if not self.part.portions.sharded:
             sum_gradients(self.model, self.replicas, self.part.spans)
         _step(self.part, self.optimizer)
@@ -221,13 +237,12 @@ def _forward(part: Part, batch: Columns, run: Callable[[Tensor], Tensor]) -> Ten
     return torch.cat([run(some) for some in tokens.split(part.portions.forward_microbatch or max(len(tokens), 1))])
 
 
-def _gradients(part: Part, batch: Columns, loss: Callable[[Columns], Tensor]) -> None:
-    """Those of the sum of the losses of all portions; there are none before."""
-    size = len(batch["tokens"])
+def _gradients(part: Part, size: int, loss: Callable[[slice], Tensor]) -> None:
+    """Those of the sum of the losses of all portions of `size` rows; there are none before."""
     each = part.portions.microbatch or size
     for m, first in enumerate(range(0, size, each)):
         part.spans.part(f"m{m}/s0c0/fwd")
-        found = loss({name: column[first : first + each] for name, column in batch.items()})
+        found = loss(slice(first, min(first + each, size)))
         part.spans.part(f"m{m}/s0c0/bwd")
         found.backward()  # type: ignore[no-untyped-call]
     part.spans.part(None)

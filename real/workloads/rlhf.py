@@ -13,13 +13,13 @@ import torch
 from real.here import most_ranks, path_taken
 from real.rlhf.algorithms import Dataflow
 from real.rlhf.controller import Call, Pool, wait
-from real.rlhf.job import Job
+from real.rlhf.job import ALGORITHMS, Job
 from real.rlhf.placement import of_plan
 from real.rlhf.run import started
 from real.traces import trace_of
 from simcore.cluster import Cluster
 from simcore.errors import InputError, Problem
-from simcore.hybridflow.dataflow import LOG_PROB
+from simcore.hybridflow.dataflow import LOG_PROB, PRETRAIN_LOSS
 from simcore.plan import Plan
 from simcore.progress import Progress
 from simcore.trace import Trace
@@ -27,9 +27,6 @@ from simcore.workloads.rlhf import PADDED
 
 WARM_UP = 2
 """Iterations before the first that counts."""
-
-ALGORITHMS = ("ppo", "grpo", "remax")
-"""Those whose calls are the same here as in a plan; Safe-RLHF has its pretraining loss inside the actor's updates."""
 
 
 def lacking(plan: Plan) -> list[Problem]:
@@ -142,6 +139,7 @@ def _of_workload(work: Mapping[str, Any], calls: Collection[str]) -> Iterator[Pr
         ("model.tied_embeddings", "true", not model["tied_embeddings"], "false"),
         ("checked", f"not {', '.join(scored)}", not scored, "the roles that score, whose rewards are checks of a task"),
         ("recompute_log_prob", "false", LOG_PROB in calls, "true: rollouts keep none"),
+        ("train_on_pretraining", "false", PRETRAIN_LOSS not in calls, "true: updates learn from pretraining text"),
         ("precision", work["precision"], work["precision"] == "float32", "float32"),
         ("generation.engine", engine, engine == PADDED, PADDED),
         ("prompt_len", str(lengths), lengths is None or _one(lengths["prompt"]), "one length"),

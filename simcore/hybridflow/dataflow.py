@@ -99,6 +99,7 @@ def remax() -> Dataflow:
     )
 
 
+PRETRAIN_LOSS = "pretrain_loss"
 PRETRAIN_SHARE = 1 / 8
 """Of the batch, that the pretraining loss of Safe-RLHF is computed on. Assumption: one of the paper's eight updates."""
 
@@ -113,9 +114,9 @@ def safe_rlhf() -> Dataflow:
             call("cost", "forward", "cost", "generate"),
             call("values", "forward", "critic", "generate"),
             call("advantages", "compute", "", "ref_log_prob", "reward", "cost", "values"),
-            call("pretrain_loss", "forward", "actor", stage="training", share=PRETRAIN_SHARE),
+            call(PRETRAIN_LOSS, "forward", "actor", stage="training", share=PRETRAIN_SHARE),
             call("update_critic", "train", "critic", "advantages"),
-            call("update_actor", "train", "actor", "advantages", "pretrain_loss"),
+            call("update_actor", "train", "actor", "advantages", PRETRAIN_LOSS),
         ),
     )
 
@@ -172,6 +173,24 @@ def with_log_prob(dataflow: Dataflow) -> Dataflow:
         if i == last:
             found.append(call(LOG_PROB, "forward", c.role, c.name))
     return replace(dataflow, calls=tuple(found))
+
+
+def with_pretraining(dataflow: Dataflow) -> Dataflow:
+    """The dataflow with its pretraining loss inside the updates: each learns from as many sequences of pretraining text as of the
+    batch, as the code of Safe-RLHF has it, and there is no forward pass for it. A dataflow without that loss stays as it is."""
+    learns = {c.role for c in dataflow.calls if c.name == PRETRAIN_LOSS}
+    return replace(
+        dataflow,
+        calls=tuple(
+            replace(
+                c,
+                after=tuple(name for name in c.after if name != PRETRAIN_LOSS),
+                share=2 * c.share if c.kind == "train" and c.role in learns else c.share,
+            )
+            for c in dataflow.calls
+            if c.name != PRETRAIN_LOSS
+        ),
+    )
 
 
 def own(name: str, calls: Sequence[Call]) -> Dataflow:

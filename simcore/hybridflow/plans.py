@@ -1,6 +1,7 @@
 """From a decision to the plan of one iteration: every call's tasks on its pool, transitions, and batches that go between pools."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -123,9 +124,11 @@ class _Writer:
 
     def _train(self, call: Call, pool: Pool, waits: list[str]) -> list[str]:
         costs = self.planning.costs_of(pool.choice.zone, call.role)
-        tasks = update_tasks(costs.update, pool.choice.strategies[call.role].choice, hosted=_eager(pool))
+        minibatch = max(round(call.share * self.workload.minibatch), 1)
+        update = replace(costs.update, global_batch=minibatch)
+        tasks = update_tasks(update, pool.choice.strategies[call.role].choice, hosted=_eager(pool))
         for number in range(self.workload.updates * self.workload.epochs):
-            waits = self._called(f"{call.name}/u{number}", pool, waits, self.workload.minibatch)
+            waits = self._called(f"{call.name}/u{number}", pool, waits, minibatch)
             made, waits = renamed(tasks, f"{call.name}/u{number}", lambda g: f"{call.role}/{g}", waits)
             self.tasks += made
         return waits

@@ -12,7 +12,18 @@ from costmodels import model_config
 from costmodels.serving import NAMES
 from costmodels.transformer import TransformerShape, forward_flops_per_token, total_elements
 from simcore.errors import Problem, ScenarioError
-from simcore.hybridflow.dataflow import BUILT_IN, Call, Dataflow, Kind, Stage, call, own, with_checks, with_log_prob
+from simcore.hybridflow.dataflow import (
+    BUILT_IN,
+    Call,
+    Dataflow,
+    Kind,
+    Stage,
+    call,
+    own,
+    with_checks,
+    with_log_prob,
+    with_pretraining,
+)
 from simcore.hybridflow.lengths import Lengths, draw
 from simcore.validation import suggestion
 from simcore.workloads.transformer_training import Shape, model_of
@@ -23,6 +34,8 @@ PADDED = "transformers"
 """The engine without continuous batching: `generate` of Hugging Face, and what the real backend has."""
 MODELS_OF_TOKENS = ("actor", "reference")
 """Roles whose model has a head over the vocabulary; all others have one that gives a single number, unless they generate."""
+JUDGES = ("reward", "cost")
+"""Roles that score in some algorithm. All may be `checked`, so that a scenario's algorithm can be changed by itself."""
 
 
 class CallSpec(BaseModel):
@@ -79,11 +92,17 @@ class Params(BaseModel):
     updates: int = Field(8, ge=1, le=4096, description="Updates of each epoch; each has a minibatch.")
     checked: list[str] = Field(
         default_factory=list,
-        description="Roles whose scores come from a check in code instead of a model, such as a reward that can be verified.",
+        description="Roles whose scores come from a check in code instead of a model, such as a reward that can be verified. "
+        "A role that the algorithm does not have is left out.",
     )
     recompute_log_prob: bool = Field(
         False,
         description="Log-probabilities of responses by a forward pass of the actor, as in verl; default: those of generation.",
+    )
+    train_on_pretraining: bool = Field(
+        False,
+        description="Safe-RLHF: every update of the actor learns from as much pretraining text as answers; default: one forward "
+        "pass for that loss, as HybridFlow counts.",
     )
     precision: Literal["bfloat16", "float16", "float32"] = Field(
         "bfloat16", description="What products compute in; float32 on a CPU."
@@ -198,7 +217,10 @@ def build(params: Params, rng: np.random.Generator, base_dir: Path) -> Rlhf:
     problems = list(_problems(params, dataflow))
     if problems:
         raise ScenarioError("a workload that contradicts itself", problems)
-    dataflow = with_checks(dataflow, params.checked)
+    checked = tuple(role for role in params.checked if role in dataflow.roles)
+    dataflow = with_checks(dataflow, checked)
+    if params.train_on_pretraining:
+        dataflow = with_pretraining(dataflow)
     if params.recompute_log_prob:
         dataflow = with_log_prob(dataflow)
     n = params.prompts * params.samples
@@ -216,7 +238,7 @@ def build(params: Params, rng: np.random.Generator, base_dir: Path) -> Rlhf:
         offload=frozenset(params.offload),
         iterations=params.iterations,
         seed=int(rng.integers(2**31)),
-        checked=tuple(params.checked),
+        checked=checked,
     )
 
 
@@ -232,11 +254,16 @@ def _dataflow(params: Params) -> Dataflow:
 
 def _problems(params: Params, dataflow: Dataflow) -> list[Problem]:
     found = []
-    for name, roles in (("models", list(params.models)), ("offload", params.offload), ("checked", params.checked)):
+    own_roles, judging = dataflow.roles, tuple(dict.fromkeys((*dataflow.roles, *JUDGES)))
+    for name, roles, allowed in (
+        ("models", list(params.models), own_roles),
+        ("offload", params.offload, own_roles),
+        ("checked", params.checked, judging),
+    ):
         found += [
-            Problem(f"{name}.{role}", role, ", ".join(dataflow.roles), suggestion(role, dataflow.roles))
+            Problem(f"{name}.{role}", role, ", ".join(allowed), suggestion(role, allowed))
             for role in roles
-            if role not in dataflow.roles
+            if role not in allowed
         ]
     found += [
         Problem("checked", role, "a role that neither trains nor generates")

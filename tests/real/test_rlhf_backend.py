@@ -114,6 +114,20 @@ def test_rewards_are_those_of_any_other_placement(two_pools: tuple[Plan, Trace])
 
 
 @pytest.mark.slow
+def test_updates_of_safe_rlhf_learn_from_pretraining_text(started: None) -> None:
+    """As many rows of text as of answers, in portions that follow those of the answers."""
+    plan, trace = run(SPLIT, "workload.algorithm=safe_rlhf")
+    for lane in range(2):
+        assert {trace.task_ids[t] for t in trace.task[trace.lane == lane]} == of_rank(plan, lane)
+    portions = [
+        sum(t.id.startswith(f"{update}/u0/m") and t.id.endswith("/fwd") for t in plan.tasks)
+        for update in ("update_critic", "update_actor")
+    ]
+    assert portions[1] == 2 * portions[0]
+    assert len(trace.extra["cost"]) == 2
+
+
+@pytest.mark.slow
 def test_ranks_that_share_cores_run_and_the_report_says_so(two_pools: tuple[Plan, Trace]) -> None:
     found = compare(scenario("cluster.devices_per_node=3", "planner.placement=standalone"))
     assert found.metrics["iteration_s"]["error"] is not None
@@ -145,13 +159,14 @@ def test_what_cannot_run_here_is_refused_with_what_to_change() -> None:
         "workload.algorithm=safe_rlhf",
         "workload.checked=[]",
         "workload.recompute_log_prob=false",
+        "workload.train_on_pretraining=false",
         "workload.response_len={distribution: lognormal, mean: 8, sigma: 0.5, longest: 16}",
         "planner.detail=chunk",
         "planner.zero=1",
     )
     chosen = scenario(*changed)
     fields = {p.field for p in RealBackend.from_scenario(chosen).check(chosen.plan())}
-    wanted = ("algorithm", "checked", "recompute_log_prob", "response_len")
+    wanted = ("checked", "recompute_log_prob", "train_on_pretraining", "response_len")
     assert {f"workload.{name}" for name in wanted} <= fields
     assert {"planner.detail", "actor: planner.zero"} <= fields
 

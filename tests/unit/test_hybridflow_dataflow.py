@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from simcore.errors import InputError, ScenarioError
-from simcore.hybridflow.dataflow import BUILT_IN, call, own, with_rollout
+from simcore.hybridflow.dataflow import BUILT_IN, PRETRAIN_LOSS, call, own, with_pretraining, with_rollout
 from simcore.hybridflow.lengths import Empirical, Lognormal, draw
 from simcore.workloads import rlhf
 
@@ -64,6 +64,23 @@ def test_a_rollout_takes_over_generation() -> None:
     assert flow.generates("rollout")
     assert not flow.generates("actor")
     assert flow.trains("actor")
+
+
+def test_pretraining_text_goes_through_updates() -> None:
+    flow = with_pretraining(BUILT_IN["safe_rlhf"]())
+    shares = {c.name: c.share for c in flow.calls}
+    assert PRETRAIN_LOSS not in shares
+    assert (shares["update_actor"], shares["update_critic"]) == (2.0, 1.0)
+    assert own(flow.name, flow.calls) == flow
+    assert with_pretraining(BUILT_IN["ppo"]()) == BUILT_IN["ppo"]()
+
+
+def test_a_check_of_another_algorithm_is_left_out() -> None:
+    both = ["reward", "cost"]
+    assert built(algorithm="ppo", checked=both).checked == ("reward",)
+    assert built(algorithm="safe_rlhf", checked=both).checked == ("reward", "cost")
+    with pytest.raises(ScenarioError, match="rewrad"):
+        built(algorithm="ppo", checked=["rewrad"])
 
 
 def test_lengths() -> None:
