@@ -12,6 +12,7 @@ from real.kernels.linear_logprob import linear_logprob
 from real.model import build_model
 from real.rlhf import pretrained
 from real.rlhf.job import Job
+from real.rlhf.stages import Elsewhere
 
 
 def actor_model(job: Job) -> LlamaForCausalLM:
@@ -28,10 +29,13 @@ class Critic(nn.Module):
         torch.manual_seed(job.seed + 2)
         self.value = nn.Linear(self.model.config.hidden_size, 1, bias=False)
 
-    def forward(self, tokens: Tensor, prompt_len: int) -> Tensor:
-        """(n, response) the value of what stands before each token of the response."""
-        hidden = hidden_states(self, tokens)[:, prompt_len - 1 : -1]
-        found: Tensor = self.value(hidden)[..., 0]
+    def forward(self, given: Tensor, prompt_len: int) -> Tensor:
+        """(n, response) the value of what stands before each token of the response; of a stage that is not the last of a pipeline,
+        what `hidden_states` gives."""
+        hidden = hidden_states(self, given)
+        if isinstance(self.value, Elsewhere):
+            return hidden
+        found: Tensor = self.value(hidden[:, prompt_len - 1 : -1])[..., 0]
         return found
 
 
@@ -40,9 +44,11 @@ def _language_model(job: Job, seed: int) -> LlamaForCausalLM:
     return pretrained.weights() if job.pretrained else build_model(job.model, "float32", seed)
 
 
-def hidden_states(model: nn.Module, tokens: Tensor) -> Tensor:
-    """(n, length, hidden) after the last norm; what a Llama's head or a critic's number is made of."""
-    found: Tensor = model.model(tokens, use_cache=False).last_hidden_state
+def hidden_states(model: nn.Module, given: Tensor) -> Tensor:
+    """(n, length, hidden) after the layers of a model, or of its stage, of tokens (n, length) or of hidden states before; the last
+    stage ends with the norm."""
+    named = {"inputs_embeds" if given.is_floating_point() else "input_ids": given}
+    found: Tensor = model.model(**named, use_cache=False).last_hidden_state
     return found
 
 

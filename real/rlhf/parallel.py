@@ -19,7 +19,7 @@ from torch.distributed.tensor.parallel import (
 from real.rlhf.spans import Spans, unrecorded
 from real.tensor_parallel import Sum
 from simcore.buckets import assign
-from simcore.hybridflow.grouping import Ints
+from simcore.hybridflow.grouping import Degrees, Ints
 
 MATRICES = {
     "self_attn.q_proj": 0,
@@ -38,6 +38,12 @@ def mesh(groups: Ints, device: torch.device) -> DeviceMesh:
     return DeviceMesh(device.type, torch.from_numpy(groups), mesh_dim_names=("replica", "member"))
 
 
+def training_mesh(degrees: Degrees, device: torch.device) -> DeviceMesh:
+    """All ranks as pipeline stages, replicas and tensor parallel ranks: axes `pp`, `dp` and `tp`, the order of `grouping`."""
+    ranks = torch.arange(degrees.n_ranks).view(degrees.pp, degrees.dp, degrees.tp)
+    return DeviceMesh(device.type, ranks, mesh_dim_names=("pp", "dp", "tp"))
+
+
 def tensor_parallel(model: nn.Module, over: DeviceMesh, spans: Spans | None = None) -> None:
     """Keep this rank's part of the layers' matrices in place; `over` has one axis. Embedding, norms and head stay whole.
 
@@ -48,7 +54,10 @@ def tensor_parallel(model: nn.Module, over: DeviceMesh, spans: Spans | None = No
     spans = spans or unrecorded()
     column, row = ColwiseParallel(), RowwiseParallel(output_layouts=Partial(), use_local_output=False)
     plan: dict[str, ParallelStyle] = {
-        f"model.layers.*.{name}": row if axis else column for name, axis in MATRICES.items()
+        found: row if axis else column
+        for found, _ in model.named_modules()
+        for name, axis in MATRICES.items()
+        if found.endswith(name)
     }
     parallelize_module(model, over, plan, src_data_rank=None)
 
@@ -137,7 +146,7 @@ FIRST_B, BUCKET_B = 2**20, 25 * 2**20
 
 
 @torch.no_grad()
-def sum_gradients(model: nn.Module, group: dist.ProcessGroup, spans: Spans) -> None:
+def sum_gradients(model: nn.Module, group: dist.ProcessGroup, spans: Spans, stage: int = 0) -> None:
     """Add up the gradients of ranks that hold the same parameters, bucket by bucket."""
     if group.size() == 1:
         return
@@ -145,7 +154,7 @@ def sum_gradients(model: nn.Module, group: dist.ProcessGroup, spans: Spans) -> N
     buckets = assign([(name, grad.nbytes) for name, grad in of.items()], FIRST_B, BUCKET_B)
     for i, names in enumerate(buckets):
         grads = [of[name] for name in names]
-        with spans.sending(f"grad/s0/bucket{i}", sum(grad.nbytes for grad in grads)):
+        with spans.sending(f"grad/s{stage}/bucket{i}", sum(grad.nbytes for grad in grads)):
             flat = torch.cat([grad.flatten() for grad in grads])
             dist.all_reduce(flat, group=group)
             for grad, total in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):

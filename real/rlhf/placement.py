@@ -11,8 +11,8 @@ from simcore.hybridflow.grouping import Degrees
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Portions:
-    """How much of a batch a rank takes at a time: sequences of a pass that trains and of one that does not (None: all), and whether
-    replicas have a shard of the model each (ZeRO 3)."""
+    """How much of a batch a rank takes at a time: sequences of a pass that trains and of one that does not (None: as many portions
+    as there are stages), and whether replicas have a shard of the model each (ZeRO 3)."""
 
     microbatch: int | None = None
     forward_microbatch: int | None = None
@@ -61,10 +61,13 @@ class Placement:
 
 def _problems(role: str, degrees: Degrees, n_ranks: int, job: Job) -> list[Problem]:
     heads, split = int(job.model["kv_heads"]), max(degrees.dp, degrees.gen_dp if role == "actor" else 1)
+    layers, tied = int(job.model["layers"]), role in ("actor", "reference") and job.model.get("tied_embeddings")
     scorer = role in ("reward", "cost")
     rules = [
         ("ranks", degrees.n_ranks, degrees.n_ranks == n_ranks, f"{n_ranks}, all of its pool"),
-        ("pp", degrees.pp, degrees.pp == 1, "1: pipelines are only simulated"),
+        ("pp", degrees.pp, layers % degrees.pp == 0, f"a divisor of layers ({layers})"),
+        ("pp", degrees.pp, not tied or degrees.pp == 1, "1: both ends of a pipeline would have the tied embedding"),
+        ("gen_pp", degrees.gen_pp, role != "actor" or degrees.gen_pp == 1, "1: answers come from whole replicas"),
         ("tp", degrees.tp, heads % degrees.tp == 0, f"a divisor of kv_heads ({heads})"),
         ("dp", split, scorer or job.prompts % split == 0, f"parts of prompts ({job.prompts})"),
         ("dp", degrees.dp, scorer or job.minibatch % degrees.dp == 0, f"parts of a minibatch ({job.minibatch})"),

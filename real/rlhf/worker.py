@@ -24,8 +24,9 @@ from real.precision.memory_limit import MemoryLimit
 from real.process import keep_freed_memory
 from real.recorder import Recorder
 from real.rlhf.job import Job
+from real.rlhf.part import Columns, Part
 from real.rlhf.placement import Portions
-from real.rlhf.roles import ROLES, Columns, Part
+from real.rlhf.roles import ROLES
 from real.rlhf.spans import Spans
 from simcore.hybridflow.grouping import Degrees
 

@@ -162,8 +162,6 @@ def _of_pool(pool: Mapping[str, Any], work: Mapping[str, Any]) -> Iterator[Probl
         yield Problem("workload.generation.max_num_seqs", str(at_once), f"at least {each}, all that a replica answers")
     for role, strategy in pool["models"].items():
         split = strategy["parallelism"]
-        if split["pp"] > 1:
-            yield Problem(f"{role}: planner.pp", str(split["pp"]), "1: pipelines are only simulated", "Set `pp: 1`.")
         if strategy.get("recompute", "none") != "none":
             yield Problem(f"{role}: planner.recompute", strategy["recompute"], "none", "Set `recompute: [none]`.")
         if strategy.get("zero", 0) and split["dp"] > 1:

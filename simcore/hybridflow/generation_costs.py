@@ -74,7 +74,9 @@ class GenerationCosts:
         return 2.0 * self.width * self.shape.layers * heads * self.shape.head_dim / degrees.pp
 
     def allowed(self, degrees: Degrees) -> bool:
-        """Whether heads and layers divide."""
+        """Whether heads and layers divide, and the engine has pipelines, which `generate` of Hugging Face has not."""
+        if degrees.pp > 1 and self.workload.generation.padded:
+            return False
         by_heads = self.shape.heads % degrees.tp == 0
         return by_heads and self.shape.layers % degrees.pp == 0 and degrees.tp <= self.zone.per_node
 

@@ -245,12 +245,12 @@ def test_everything_wrong_with_a_job_or_placement_is_said_at_once() -> None:
     with pytest.raises(InputError) as caught:
         Job(algorithm="grpo", answers=1, minibatches=3, prompt_len=60)
     assert [p.field for p in caught.value.problems] == ["answers", "minibatches", "prompt_len"]
-    spec = PoolSpec(degrees={"actor": Degrees(pp=2, tp=3), "reward": Degrees(dp=6), "cost": Degrees(dp=6)})
+    spec = PoolSpec(degrees={"actor": Degrees(pp=3, tp=3, gen_pp=3), "reward": Degrees(dp=9), "cost": Degrees(dp=9)})
     with pytest.raises(InputError) as caught:
         Placement(pools=(spec, PoolSpec(degrees={"actor": Degrees(dp=5)}))).check(job())
     fields = [p.field for p in caught.value.problems]
     assert fields[:4] == ["pools: actor", "pools: critic", "pools: reference", "pools: cost"]
-    assert {"actor.pp", "actor.tp", "actor.dp"} <= set(fields)
+    assert {"actor.pp", "actor.gen_pp", "actor.tp", "actor.dp"} <= set(fields)
 
 
 def test_a_plans_decisions_are_a_placement() -> None:

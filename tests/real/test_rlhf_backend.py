@@ -34,7 +34,7 @@ SMALL = (
     "workload.response_len=8",
     "workload.iterations=2",
 )
-SPLIT, ACROSS = "planner.placement=split", "planner.tp=2"
+SPLIT, ACROSS, STAGES = "planner.placement=split", "planner.tp=2", "planner.pp=2"
 
 
 def scenario(*overrides: str) -> Scenario:
@@ -111,6 +111,16 @@ def test_rewards_are_those_of_any_other_placement(two_pools: tuple[Plan, Trace])
     assert trace.extra["reward"] == pytest.approx(two_pools[1].extra["reward"], rel=1e-5)
     spans = {trace.task_ids[t] for t in trace.task}
     assert {t.id for t in plan.tasks if not t.id.endswith("/tp")} <= spans
+
+
+@pytest.mark.slow
+def test_a_pipeline_has_the_spans_of_its_plan(two_pools: tuple[Plan, Trace]) -> None:
+    """A pass for every portion on every stage, and what goes between stages where it arrives."""
+    plan, trace = run(STAGES)
+    assert plan.decisions["pools"][0]["models"]["actor"]["parallelism"]["pp"] == 2
+    for lane in range(2):
+        assert {trace.task_ids[t] for t in trace.task[trace.lane == lane]} == of_rank(plan, lane)
+    assert trace.extra["reward"] == pytest.approx(two_pools[1].extra["reward"], rel=1e-5)
 
 
 @pytest.mark.slow

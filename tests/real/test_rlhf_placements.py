@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from simcore.errors import CannotRun
-from simcore.hybridflow.grouping import Degrees
+from simcore.hybridflow.grouping import Degrees, grouping
 from simcore.hybridflow.resharding import table_2
 
 ray = pytest.importorskip("ray")
@@ -19,8 +20,8 @@ pytest.importorskip("transformers")
 
 from real.rlhf.algorithms import Dataflow  # noqa: E402
 from real.rlhf.controller import finish, put  # noqa: E402
-from real.rlhf.job import ALGORITHMS, Algorithm, Job  # noqa: E402
-from real.rlhf.placement import apart, together  # noqa: E402
+from real.rlhf.job import ALGORITHMS, TINY, Algorithm, Job  # noqa: E402
+from real.rlhf.placement import Placement, Portions, apart, together  # noqa: E402
 from real.rlhf.protocols import dp_proto  # noqa: E402
 from real.rlhf.reference import Reference  # noqa: E402
 from real.rlhf.run import HISTORY, iterate, place, processes, run, started  # noqa: E402
@@ -34,6 +35,12 @@ Pools = dict[int, tuple[tuple[str, ...], Degrees]]
 PLACEMENTS: dict[str, Pools] = {
     "one pool of 4, 1-2-2 to 1-1-2-2": {0: (("actor", *REST), Degrees(tp=2, dp=2, gen_tp=1))},
     "one pool of 2, 1-1-2 as it is": {1: (("actor", *REST), Degrees(dp=2))},
+    "one pool of 2, 2-1-1 to 1-1-2-1": {1: (("actor", *REST), Degrees(pp=2))},
+    "one pool of 4, 2-2-1 to 1-2-2-1": {0: (("actor", *REST), Degrees(pp=2, tp=2, gen_tp=2))},
+    "two pools, 2-1-2 to 1-1-2-2 and 2-1-1": {
+        0: (("actor", "critic"), Degrees(pp=2, dp=2)),
+        1: (("reference", "reward", "cost"), Degrees(pp=2)),
+    },
     "two pools, 1-4-1 to 1-2-2-1 and 1-1-2": {
         0: (("actor",), Degrees(tp=4, gen_tp=2)),
         1: (REST, Degrees(dp=2)),
@@ -45,8 +52,11 @@ PLACEMENTS: dict[str, Pools] = {
         3: (("reward", "cost"), Degrees()),
     },
 }
-"""Roles and degrees by number of a pool: p-t-d, and p_g-t_g-d_g-d where generation differs. p is 1, since pipelines are only
-simulated. GRPO and ReMax have no critic, and leave its pool idle."""
+"""Roles and degrees by number of a pool: p-t-d, and p_g-t_g-d_g-d where generation differs. GRPO and ReMax have no critic, and
+leave its pool idle."""
+
+SINGLY = {role: Portions(microbatch=1, forward_microbatch=3) for role in ("actor", "reference")}
+"""More portions than stages, and some that are not alike."""
 
 TOLERANCE = 2e-5
 """Three iterations of two steps of 1e-3 each move parameters by 6e-3; sums in another order move them by this at most."""
@@ -88,6 +98,16 @@ def test_every_algorithm_trains_on_every_placement_what_one_process_does(
                     flow = place(chosen, apart(chosen, *used.values()), [pools[at] for at in used])
                     agrees(flow, iterate(flow, ITERATIONS, tmp_path), reference, history)
                     reshards_what_the_formula_says(flow)
+        with subtests.test(placement="one pool of 4, 4-1-1 to 1-1-4-1"):
+            deep = job("grpo", model={**TINY, "layers": 4})
+            reference = Reference(deep)
+            history = [reference.iteration() for _ in range(ITERATIONS)]
+            in_portions = Placement(
+                pools=tuple(replace(p, portions=SINGLY) for p in together(deep, Degrees(pp=4)).pools)
+            )
+            flow = place(deep, in_portions, pools[:1])
+            agrees(flow, iterate(flow, ITERATIONS, tmp_path), reference, history)
+            reshards_what_the_formula_says(flow)
 
 
 def agrees(flow: Dataflow, told: list[dict[str, float]], reference: Reference, history: list[dict[str, float]]) -> None:
@@ -97,7 +117,7 @@ def agrees(flow: Dataflow, told: list[dict[str, float]], reference: Reference, h
     trained = [role for role in ("actor", "critic") if role in flow.models]
     ranks = {role: flow.models[role].ask("parameters") for role in trained}
     wanted, before = reference.parameters(), Reference(flow.job).parameters()
-    assert {f"{role}.{name}" for role in trained for name in ranks[role][0]} == set(wanted)
+    assert {f"{role}.{name}" for role in trained for found in ranks[role] for name in found} == set(wanted)
     for role in trained:
         for found in ranks[role]:
             for name, value in found.items():
@@ -106,13 +126,17 @@ def agrees(flow: Dataflow, told: list[dict[str, float]], reference: Reference, h
 
 
 def reshards_what_the_formula_says(flow: Dataflow) -> None:
-    """Bytes received by each rank in the last transition, and held after it."""
+    """Bytes of matrices received by each rank in the last transition, and held after it; of all else what other stages have."""
     degrees, model = flow.models["actor"].degrees, flow.job.model
-    matrices_B = 4 * int(model["layers"]) * (4 * 32 * 32 + 3 * 32 * 64)
+    layers, each = int(model["layers"]), int(model["layers"]) // degrees.pp
+    matrices_B = 4 * layers * (4 * 32 * 32 + 3 * 32 * 64)
     volume, _, _ = table_2(degrees, "hybridflow")
-    for received_B, held_B in flow.models["actor"].ask("resharded"):
+    for rank, (received_B, whole_B, held_B) in enumerate(flow.models["actor"].ask("resharded")):
+        stage = grouping(degrees).pp[rank]
         assert received_B == volume * matrices_B
-        assert held_B * degrees.tp == matrices_B
+        assert held_B * degrees.pp * degrees.tp == matrices_B
+        embedding, head = (stage > 0) * 32 * 32, (stage < degrees.pp - 1) * (32 + 32 * 32)
+        assert whole_B == 4 * ((layers - each) * 2 * 32 + embedding + head)
 
 
 @pytest.mark.slow
