@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def _kernels(at_least_s: float, quick: bool, folder: Path) -> dict[str, list[Row]]:
-    """Every point twice, some time apart; the faster counts, so that something else that ran for a moment does not. `quick`: once."""
+    """Every point twice, `quick` once; the faster counts, so that something else that ran for a moment does not."""
     found: dict[tuple[str, tuple[int, ...]], tuple[float, float]] = {}
     passes = 1 if quick else PASSES
     steps = passes * sum(1 for _ in _points(at_least_s, quick))
