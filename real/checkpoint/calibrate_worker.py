@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +144,7 @@ class _Job:
             "received_B": sum(c.nbytes for c in self.log.calls if c.what == "exchange"),
             "first_agree": first.get("agree", 0.0),
             "runs": [
-                {"seconds": run.result[0], "phases": _summed(run.result[1]), "copy_B_per_s": run.copy_B_per_s}
-                for run in runs
+                {"seconds": run.result[0], "phases": _summed(run.result[1]), "speed": asdict(run.speed)} for run in runs
             ],
         }
 

@@ -7,7 +7,7 @@ are lines through what states of different sizes took. A store's streams are wha
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,16 +17,17 @@ import yaml
 from scipy.optimize import nnls
 
 from costmodels.catalog import write_entry
-from real.checkpoint.steady import is_close, nearest
+from real.checkpoint.steady import Speed, is_close, nearest
 from real.launch import launch
 from real.storage_bench import request_seconds
 from simcore.progress import Progress, part
 
+IN_MEMORY = "this_machine_shm"
 DEVICES = {"this_machine": "together", "this_machine_alone": "alone"}
 LINK = "this_machine_loopback"
 
-COPIES = ("copy", "serialise")
-"""Phases that take as much longer as memory is slower; see `drifting`."""
+COPIES, BLOCKS = ("copy", "serialise"), ("read", "deserialise")
+"""Phases that take as much longer as copies, or as reading blocks of files in memory and hashing them; see `drifting`."""
 
 LAUNCHES = 3
 
@@ -45,7 +46,7 @@ def add_checkpoints(
     }
     for device, how in DEVICES.items():
         entry = _read(out, "devices", device)
-        entry["measured"] |= {"checkpoint": phases(found[how].stores), "copy_B_per_s": found[how].copy_B_per_s}
+        entry["measured"] |= {"checkpoint": phases(found[how].stores), **asdict(found[how].usual)}
         write_entry(out, "devices", device, entry)
     link = _read(out, "links", LINK)
     together, alone = (found[how].stores for how in ("together", "alone"))
@@ -64,10 +65,10 @@ def _read(out: Path, kind: str, name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """Rows of all ranks together by store, the one in memory first; `copy_B_per_s`: how fast memory was as a rule."""
+    """Rows of all ranks together by store, the one in memory first; how fast memory was as a rule."""
 
     stores: Mapping[str, Rows]
-    copy_B_per_s: float
+    usual: Speed
 
 
 def _run(processes: int, stores: Mapping[str, Path], quick: bool, progress: Progress | None) -> Found:
@@ -76,12 +77,14 @@ def _run(processes: int, stores: Mapping[str, Path], quick: bool, progress: Prog
     arguments = ["quick" if quick else "full", *roots]
     launches = [_launched(processes, arguments, part(progress, i / count, (i + 1) / count)) for i in range(count)]
     ranks = [merged([ranks[r] for ranks in launches]) for r in range(processes)]
-    usual = median(run["copy_B_per_s"] for rows in ranks[0].values() for row in rows for run in row["runs"])
+    usual = Speed.usual([Speed(**run["speed"]) for rows in ranks[0].values() for row in rows for run in row["runs"]])
     found = {
-        store: [joined(rows, usual) for rows in zip(*(r[root] for r in ranks), strict=True)]
+        store: [
+            joined(rows, usual, in_memory=store == IN_MEMORY) for rows in zip(*(r[root] for r in ranks), strict=True)
+        ]
         for store, root in zip(stores, roots, strict=True)
     }
-    return Found(stores=found, copy_B_per_s=usual)
+    return Found(stores=found, usual=usual)
 
 
 def _launched(processes: int, arguments: list[str], progress: Progress | None) -> list[dict[str, Rows]]:
@@ -107,23 +110,27 @@ def merged(launches: Sequence[Mapping[str, Rows]]) -> dict[str, Rows]:
     }
 
 
-def joined(rows: Rows, usual_B_per_s: float) -> dict[str, Any]:
+def joined(rows: Rows, usual: Speed, *, in_memory: bool) -> dict[str, Any]:
     """One row of all ranks': medians over the half of the runs, or more, whose memory was nearest to the usual.
 
     Of each run the phases of the rank for which the others waited; what only rank 0 does, the end of a save, is its own, and of
     copies the slower one counts, for which training waits. What goes with the speed of memory is put down at the usual one.
     """
-    copies = [run["copy_B_per_s"] for run in rows[0]["runs"]]
-    count = max(sum(is_close(x, usual_B_per_s) for x in copies), -(-len(copies) // 2))
-    chosen = [[r["runs"][i] for r in rows] for i in nearest(copies, usual_B_per_s, count)]
+    speeds = [Speed(**run["speed"]) for run in rows[0]["runs"]]
+    copies = [speed.copy_B_per_s for speed in speeds]
+    count = max(sum(is_close(x, usual.copy_B_per_s) for x in copies), -(-len(copies) // 2))
     runs = []
-    for of_ranks in chosen:
+    for i in nearest(copies, usual.copy_B_per_s, count):
+        of_ranks, factors = [r["runs"][i] for r in rows], _factors(speeds[i], usual, in_memory=in_memory)
         last = min(of_ranks, key=lambda run: float(run["phases"].get("barrier/meet", 0.0)))
         ends = {name: of_ranks[0]["phases"].get(name, 0.0) for name in ("barrier", "commit")}
         copied = max(run["phases"].get("copy", 0.0) for run in of_ranks)
-        found = {**last["phases"], **ends, **({"copy": copied} if copied else {})}
-        found |= {name: found[name] * last["copy_B_per_s"] / usual_B_per_s for name in COPIES if name in found}
-        runs.append({"seconds": max(run["seconds"] for run in of_ranks), "phases": found})
+        raw = {**last["phases"], **ends, **({"copy": copied} if copied else {})}
+        found = {name: seconds * factors.get(name, 1.0) for name, seconds in raw.items()}
+        lasted = max(run["seconds"] for run in of_ranks) + sum(
+            found[name] - raw[name] for name in BLOCKS if name in raw
+        )
+        runs.append({"seconds": lasted, "phases": found})
     names = dict.fromkeys(name for run in runs for name in run["phases"])
     means = {key: float(np.mean([r[key] for r in rows])) for key in ("read_B", "received_B", "first_agree")}
     return {
@@ -131,6 +138,15 @@ def joined(rows: Rows, usual_B_per_s: float) -> dict[str, Any]:
         **means,
         "seconds": median(run["seconds"] for run in runs),
         "phases": {name: median(run["phases"].get(name, 0.0) for run in runs) for name in names},
+    }
+
+
+def _factors(speed: Speed, usual: Speed, *, in_memory: bool) -> dict[str, float]:
+    """What phases would have taken at the usual speed, over what they took; reading from a disk does not go with memory."""
+    copies, blocks = speed.copy_B_per_s / usual.copy_B_per_s, speed.block_B_per_s / usual.block_B_per_s
+    return {
+        **dict.fromkeys(COPIES, copies),
+        **{name: blocks for name in BLOCKS if in_memory or name == "deserialise"},
     }
 
 

@@ -1,45 +1,59 @@
 """Costs while memory is faster or slower than it was when they were measured.
 
-Where copies took 1.4 times as long, so did copies of a state, and checksums, which read it; what is handed on between ranks took
-1.2 to 1.3 times as long, and is put down as if it all were copies. Nothing else changed by more than a tenth: writing to and
-reading from files in memory, verifying in the core's cache, planning.
+Copies of a state, and checksums of what is copied, go with copies; what is handed on between ranks is put down as if it all were
+copies. Reading from a file in memory, verifying and filling in go with blocks that are read and hashed. Nothing else changed by
+more than a tenth: writing, also to files in memory, planning, meeting.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from costmodels.specs import DeviceSpec, LinkSpec
+from costmodels.specs import DeviceSpec, LinkSpec, StoreSpec
 from simcore.cluster import Cluster
 from simcore.cost import CostModel
+from simcore.network.fabric import HostFabric
 from simcore.scenario import Scenario
 from simcore.sim import SimBackend
 
-COPIES = ("d2h", "checksum")
+COPIES, BLOCKS = ("d2h", "checksum"), ("verify", "place")
 EXCHANGE = "all_to_all"
 
 
-def simulator(scenario: Scenario, slower: float) -> SimBackend:
-    """The simulator with a memory in which copies take `slower` times as long as when costs were measured."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slower:
+    """How many times as long copies, and blocks that are read and hashed, take as when costs were measured."""
+
+    copies: float = 1.0
+    blocks: float = 1.0
+
+
+def simulator(scenario: Scenario, slower: Slower) -> SimBackend:
+    """The simulator with such a memory."""
     found = SimBackend.from_scenario(scenario)
     cluster = at_speed(found.cluster, slower)
     return replace(found, cluster=cluster, cost=CostModel(cluster, libraries=found.cost.libraries))
 
 
-def at_speed(cluster: Cluster, slower: float) -> Cluster:
-    """The same with costs of what is copies in memory."""
+def at_speed(cluster: Cluster, slower: Slower) -> Cluster:
+    """The same with other costs of what is done in memory."""
+    stores = {name: _store(store, slower.blocks) for name, store in cluster.stores.items()}
+    fabric = cluster.fabric
     return replace(
         cluster,
         devices=tuple(_device(device, slower) for device in cluster.devices),
-        intra=tuple(None if link is None else _link(link, slower) for link in cluster.intra),
+        intra=tuple(None if link is None else _link(link, slower.copies) for link in cluster.intra),
+        stores=stores,
+        fabric=replace(fabric, stores=stores) if isinstance(fabric, HostFabric) else fabric,
     )
 
 
-def _device(device: DeviceSpec, slower: float) -> DeviceSpec:
+def _device(device: DeviceSpec, slower: Slower) -> DeviceSpec:
     phases: Any = device.measured.get("checkpoint")
     if phases is None:
         return device
-    scaled = {name: _phase(own, slower) if name in COPIES else own for name, own in phases.items()}
+    factors = {**dict.fromkeys(COPIES, slower.copies), **dict.fromkeys(BLOCKS, slower.blocks)}
+    scaled = {name: _phase(own, factors.get(name, 1.0)) for name, own in phases.items()}
     return replace(device, measured={**device.measured, "checkpoint": scaled})
 
 
@@ -51,3 +65,11 @@ def _link(link: LinkSpec, slower: float) -> LinkSpec:
     tables: Any = link.measured.get(EXCHANGE, {})
     scaled = {ranks: [[nbytes, s * slower] for nbytes, s in points] for ranks, points in tables.items()}
     return replace(link, measured={**link.measured, EXCHANGE: scaled} if scaled else link.measured)
+
+
+def _store(store: StoreSpec, slower: float) -> StoreSpec:
+    """Files in memory are read as fast as blocks; others as fast as their disk."""
+    if store.kind != "memory":
+        return store
+    read = {"read_B_per_s": store.read_B_per_s / slower, "stream_read_B_per_s": store.stream_read_B_per_s / slower}
+    return replace(store, **read)  # type: ignore[arg-type]

@@ -1,18 +1,25 @@
 """Runs that count: those during which this machine's memory was as fast as when costs were measured.
 
-A virtual machine shares its memory channels with others. On the one this was written on copies are 1.5 times as fast for seconds
-at a time, with nothing else running in it and caches as fast as ever; saves and loads are copies for the most part. So a copy is
-timed before and after every run. Which runs count is decided by these copies alone, never by what a run took.
+A virtual machine shares its memory channels and its last cache with others. On the one this was written on copies are 1.5 times as
+fast for seconds at a time, with nothing else running in it; saves are copies for the most part. Loads read blocks into the core's
+cache and hash them there, which varies by itself. So both are timed before and after every run. Which runs count is decided by
+copies alone, never by what a run took.
 """
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
+import xxhash
+
+from real.checkpoint.memory import bytes_of
+from real.checkpoint.storage import Local
 
 COPY_B = 64 * 2**20
 """Of each rank: beyond every cache, and a few milliseconds."""
@@ -24,12 +31,35 @@ MOST = 2
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """Bytes per second that all ranks together copy, and that they read from a file in memory and hash, block by block."""
+
+    copy_B_per_s: float
+    block_B_per_s: float
+
+    @classmethod
+    def usual(cls, speeds: "Sequence[Speed]") -> "Speed":
+        """Medians."""
+        return cls(
+            copy_B_per_s=median(s.copy_B_per_s for s in speeds), block_B_per_s=median(s.block_B_per_s for s in speeds)
+        )
+
+    @classmethod
+    def between(cls, before: "Speed", after: "Speed") -> "Speed":
+        """That of half as many bytes at each."""
+        return cls(
+            copy_B_per_s=2.0 / (1.0 / before.copy_B_per_s + 1.0 / after.copy_B_per_s),
+            block_B_per_s=2.0 / (1.0 / before.block_B_per_s + 1.0 / after.block_B_per_s),
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Run(Generic[T]):
-    """What a run gave, and bytes per second that all ranks together copied around it: the mean of before and after."""
+    """What a run gave, and how fast memory was around it."""
 
     result: T
-    copy_B_per_s: float
+    speed: Speed
 
 
 class Memory:
@@ -39,17 +69,36 @@ class Memory:
         self._group = dist.new_group(backend="gloo")
         self._source = torch.ones(COPY_B // 4)
         self._target = torch.zeros(COPY_B // 4)
+        self._file = os.memfd_create("windtunnel-speed") if hasattr(os, "memfd_create") else None
+        if self._file is not None:
+            os.pwrite(self._file, bytes_of(self._source), 0)
 
-    def copy_B_per_s(self) -> float:
-        """The better of two copies, each as fast as its slowest rank, times the ranks."""
-        found = torch.tensor([self._copied_s() for _ in range(2)], dtype=torch.float64)
+    def speed(self) -> Speed:
+        """The better of two measurements, each as fast as its slowest rank, times the ranks."""
+        found = torch.tensor([[self._copied_s(), self._read_s()] for _ in range(2)], dtype=torch.float64)
         dist.all_reduce(found, dist.ReduceOp.MAX, group=self._group)
-        return COPY_B * dist.get_world_size() / float(found.min())
+        copied_s, read_s = found.amin(dim=0).tolist()
+        moved_B = COPY_B * dist.get_world_size()
+        return Speed(copy_B_per_s=moved_B / copied_s, block_B_per_s=moved_B / read_s)
 
     def _copied_s(self) -> float:
         dist.barrier(group=self._group)
         start = time.perf_counter()
         self._target.copy_(self._source)
+        return time.perf_counter() - start
+
+    def _read_s(self) -> float:
+        """As a load does it; where a system has no files in memory, blocks are copied."""
+        dist.barrier(group=self._group)
+        whole, source = bytes_of(self._target), bytes_of(self._source)
+        start, hashed = time.perf_counter(), xxhash.xxh3_64()
+        for first in range(0, COPY_B, Local.block_B):
+            block = whole[first : first + Local.block_B]
+            if self._file is None:
+                block[:] = source[first : first + Local.block_B]
+            else:
+                os.preadv(self._file, [block], first)
+            hashed.update(block)
         return time.perf_counter() - start
 
     def runs(self, once: Callable[[], T], count: int, usual_B_per_s: float | None = None) -> list[Run[T]]:
@@ -59,18 +108,18 @@ class Memory:
         if usual_B_per_s is None:
             return [self._run(once) for _ in range(count)]
         found = list[Run[T]]()
-        while len(found) < MOST * count and sum(is_close(x, usual_B_per_s) for x in speeds(found)) < count:
+        while len(found) < MOST * count and sum(is_close(x, usual_B_per_s) for x in copies(found)) < count:
             found.append(self._run(once))
-        return [found[i] for i in nearest(speeds(found), usual_B_per_s, count)]
+        return [found[i] for i in nearest(copies(found), usual_B_per_s, count)]
 
     def _run(self, once: Callable[[], T]) -> Run[T]:
-        before_B_per_s, result = self.copy_B_per_s(), once()
-        return Run(result, 2.0 / (1.0 / before_B_per_s + 1.0 / self.copy_B_per_s()))
+        before, result = self.speed(), once()
+        return Run(result, Speed.between(before, self.speed()))
 
 
-def speeds(runs: Sequence[Run[T]]) -> list[float]:
-    """Of memory, by run."""
-    return [run.copy_B_per_s for run in runs]
+def copies(runs: Sequence[Run[T]]) -> list[float]:
+    """Bytes per second, by run."""
+    return [run.speed.copy_B_per_s for run in runs]
 
 
 def is_close(copy_B_per_s: float, usual_B_per_s: float) -> bool:

@@ -5,9 +5,9 @@
 wants an earlier `windtunnel calibrate`, which saves and loads states of other sizes. Ends with exit code 1 if an error is above
 15 %. Where other programs took more than a twentieth of the ranks' cores, the row says that it was disturbed.
 
-A virtual machine's memory is not always as fast as when costs were measured. Both ranks copy beside each run; "memory" is how many
-times as long these copies took as during the calibration, "error" that of a simulation with copies at this speed, and "as
-calibrated" that of one which knows nothing of it.
+A virtual machine's memory is not always as fast as when costs were measured. Beside each run both ranks copy, and read and hash
+blocks of a file in memory; "copies" and "blocks" are how many times as long that took as during the calibration, "error" is that
+of a simulation with such a memory, and "as calibrated" that of one which knows nothing of it.
 """
 
 import argparse
@@ -25,7 +25,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from real.checkpoint.drifting import simulator
+from real.checkpoint.drifting import Slower, simulator
+from real.checkpoint.steady import Speed
 from real.traces import is_disturbed
 from simcore.backend import open_backend
 from simcore.errors import WindtunnelError
@@ -121,14 +122,18 @@ def _rows(one: Played) -> Iterator[dict[str, Any]]:
     yield _row(one.name, [whole_s(of) for of in traces], slower, one.measured)
 
 
-def slower_memory(measured: Sequence[Trace]) -> float:
-    """How many times as long copies took beside the runs as when costs were measured; 1 where that is not known."""
-    usual = measured[0].environment["usual_copy_B_per_s"]
-    copies_B_per_s = [x for trace in measured for x in trace.environment["copy_B_per_s"]]
-    return float(usual / median(copies_B_per_s)) if usual else 1.0
+def slower_memory(measured: Sequence[Trace]) -> Slower:
+    """How memory was beside the runs; as when costs were measured where that is not known."""
+    usual = measured[0].environment["usual_speed"]
+    if usual is None:
+        return Slower()
+    found = Speed.usual([Speed(**speed) for trace in measured for speed in trace.environment["speeds"]])
+    return Slower(
+        copies=usual["copy_B_per_s"] / found.copy_B_per_s, blocks=usual["block_B_per_s"] / found.block_B_per_s
+    )
 
 
-def _row(name: str, seconds: Sequence[float], slower: float, real: Sequence[Trace]) -> dict[str, Any]:
+def _row(name: str, seconds: Sequence[float], slower: Slower, real: Sequence[Trace]) -> dict[str, Any]:
     calibrated, simulated, measured = seconds
     disturbed = all(is_disturbed(t.environment["cores_taken_by_others"], len(t.lanes)) for t in real)
     return {
@@ -136,7 +141,8 @@ def _row(name: str, seconds: Sequence[float], slower: float, real: Sequence[Trac
         "simulated": simulated,
         "measured": measured,
         "error": simulated / measured - 1,
-        "memory": slower,
+        "copies": slower.copies,
+        "blocks": slower.blocks,
         "as calibrated": calibrated / measured - 1,
         "warnings": [w for trace in real for w in trace.warnings],
     }
@@ -163,11 +169,15 @@ def _stalls_s(plan: Plan, trace: Trace) -> list[float]:
 def table_of(rows: Sequence[dict[str, Any]]) -> Table:
     """The rows as a table."""
     table = Table(box=None, header_style="bold")
-    for column in ("variation", "simulated", "measured", "error", "memory", "as calibrated"):
+    for column in ("variation", "simulated", "measured", "error", "copies", "blocks", "as calibrated"):
         table.add_column(column, justify="left" if column == "variation" else "right")
     for row in rows:
         times = [f"{row[world] * 1e3:.1f} ms" for world in ("simulated", "measured")]
-        shares = [f"{row['error']:+.1%}", f"x {row['memory']:.2f}", f"{row['as calibrated']:+.1%}"]
+        shares = [
+            f"{row['error']:+.1%}",
+            *(f"x {row[x]:.2f}" for x in ("copies", "blocks")),
+            f"{row['as calibrated']:+.1%}",
+        ]
         table.add_row(row["variation"], *times, *shares)
     return table
 

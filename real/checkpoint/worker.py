@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from costmodels.files import write_atomically
 from real.checkpoint.players import Bound, Loads, Saves, Training, choice_of
 from real.checkpoint.spans import Span
-from real.checkpoint.steady import Memory, Run, speeds
+from real.checkpoint.steady import Memory, Run
 from real.launch import tell
 from real.load import Clock
 from real.precision.memory_limit import MemoryLimit
@@ -65,7 +66,7 @@ def _measured(
         "pieces": [*pieces, *(player.recorder.pieces if isinstance(player, Training) else ())],
         "losses": player.losses if isinstance(player, Training) else [],
         "bounds": [run.result[0] for run in runs],
-        "copy_B_per_s": speeds(runs),
+        "speeds": [asdict(run.speed) for run in runs],
         "peak_B": limit.used_B(),
         "tensors_B": player.tensors_B(),
         "spent": spent,

@@ -5,12 +5,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from real.checkpoint.steady import is_close
+from real.checkpoint.steady import Speed, is_close
 from real.here import most_ranks, path_taken
 from real.launch import launch
 from real.traces import trace_of
@@ -97,32 +97,38 @@ def run(plan: Plan, cluster: Cluster, *, progress: Progress | None = None) -> Tr
     chosen = plan.decisions["checkpoint"]
     if progress:
         progress(0.0, f"starting {plan.n_ranks} processes, {path_taken()}")
-    store, usual = STORES[chosen["store"]], usual_B_per_s(plan, cluster)
+    store, usual = STORES[chosen["store"]], usual_speed(plan, cluster)
     with tempfile.TemporaryDirectory(dir=store, prefix=".windtunnel-checkpoints-") as root:
         if chosen["plays"] in ("load", "reshard") and _saved_ranks(plan) != plan.n_ranks:
             _launched(plan, _saved_ranks(plan), root, PREPARE, part(progress, 0.0, 0.3))
-        results = _launched(plan, plan.n_ranks, root, str(usual or 0.0), part(progress, 0.3, 1.0))
+        results = _launched(
+            plan, plan.n_ranks, root, str(usual.copy_B_per_s if usual else 0.0), part(progress, 0.3, 1.0)
+        )
     if progress:
         progress(1.0, "done")
-    return _noted(trace_of(plan, cluster, without_gaps(results)), results[0]["copy_B_per_s"], usual)
+    speeds = [Speed(**speed) for speed in results[0]["speeds"]]
+    return _noted(trace_of(plan, cluster, without_gaps(results)), speeds, usual)
 
 
-def usual_B_per_s(plan: Plan, cluster: Cluster) -> float | None:
+def usual_speed(plan: Plan, cluster: Cluster) -> Speed | None:
     """How fast memory was in all when costs were measured; None where that is unknown, or the ranks leave cores idle."""
-    found = cluster.device(0).measured.get("copy_B_per_s")
-    return float(str(found)) if found is not None and plan.n_ranks >= (os.cpu_count() or 1) else None
+    measured = cluster.device(0).measured
+    known = {f.name: float(str(measured[f.name])) for f in fields(Speed) if f.name in measured}
+    if len(known) < len(fields(Speed)) or plan.n_ranks < (os.cpu_count() or 1):
+        return None
+    return Speed(**known)
 
 
-def _noted(trace: Trace, copies_B_per_s: Sequence[float], usual: float | None) -> Trace:
+def _noted(trace: Trace, speeds: Sequence[Speed], usual: Speed | None) -> Trace:
     """How fast memory was in each run, and a warning where that was not as costs were measured."""
-    noted = replace(
-        trace, environment={**trace.environment, "copy_B_per_s": list(copies_B_per_s), "usual_copy_B_per_s": usual}
-    )
-    other = [x for x in copies_B_per_s if usual is not None and not is_close(x, usual)]
-    if not other:
+    said = {"speeds": [asdict(s) for s in speeds], "usual_speed": None if usual is None else asdict(usual)}
+    noted = replace(trace, environment={**trace.environment, **said})
+    copies = [s.copy_B_per_s for s in speeds]
+    other = [x for x in copies if usual is not None and not is_close(x, usual.copy_B_per_s)]
+    if usual is None or not other:
         return noted
-    runs = f"{len(other)} of {len(copies_B_per_s)} runs"
-    text = f"memory copied {median(other) / 1e9:.3g} GB/s in {runs}, {(usual or 0.0) / 1e9:.3g} when calibrated"
+    runs = f"{len(other)} of {len(copies)} runs"
+    text = f"memory copied {median(other) / 1e9:.3g} GB/s in {runs}, {usual.copy_B_per_s / 1e9:.3g} when calibrated"
     return replace(noted, warnings=(*trace.warnings, text))
 
 

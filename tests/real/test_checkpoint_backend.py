@@ -13,10 +13,10 @@ from costmodels import catalog
 from costmodels.checkpoint import measured_seconds
 from costmodels.kernels import kernel
 from real.backend import RealBackend
-from real.checkpoint.calibrating import joined, phases, store_rates
+from real.checkpoint.calibrating import joined, merged, phases, store_rates
 from real.checkpoint.leaves import describe
 from real.checkpoint.states import leaves, state_of
-from real.checkpoint.steady import is_close, nearest
+from real.checkpoint.steady import Speed, is_close, nearest
 from real.checkpoint.variations import stall_s, whole_s
 from real.workloads import checkpointed_training
 from real.workloads.checkpointed_training import without_gaps
@@ -185,6 +185,10 @@ def test_a_core_does_one_thing_at_a_time(tmp_path: Path) -> None:
     assert report.metrics["iteration_s"] == pytest.approx(plan.decisions["predicted"]["save_s"], rel=1e-3)
 
 
+def speed(copies: float = 2e10, blocks: float = 1e10) -> dict[str, float]:
+    return {"copy_B_per_s": copies, "block_B_per_s": blocks}
+
+
 def test_a_run_that_was_disturbed_does_not_count() -> None:
     """Of four runs the two with memory as usual, in each of them the rank that the other one waited for."""
     quick, slow = {"copy": 1.0, "barrier/meet": 0.5, "barrier": 0.1}, {"copy": 1.4, "barrier/meet": 0.1, "barrier": 0.0}
@@ -196,15 +200,32 @@ def test_a_run_that_was_disturbed_does_not_count() -> None:
         {
             **sizes,
             "runs": [
-                {"seconds": sum(k[r].values()), "phases": k[r], "copy_B_per_s": copy}
+                {"seconds": sum(k[r].values()), "phases": k[r], "speed": speed(copy)}
                 for k, copy in zip(kinds, copies, strict=True)
             ],
         }
         for r in range(2)
     ]
-    found = joined(ranks, 2.0e10)
+    found = joined(ranks, Speed(**speed()), in_memory=True)
     assert found["phases"] == {"copy": 1.4, "barrier/meet": 0.1, "barrier": 0.1, "commit": 0.0}
     assert found["seconds"] == pytest.approx(1.6)
+
+
+@pytest.mark.parametrize(("in_memory", "read_s"), [(True, 1.0), (False, 2.0)])
+def test_loads_are_put_down_at_the_usual_speed_of_blocks(in_memory: bool, read_s: float) -> None:
+    """Blocks took twice as long: so did hashing, and reading from memory, but not reading from a disk."""
+    phases = {"planning": 0.5, "read": 2.0, "deserialise": 4.0, "barrier/meet": 0.0}
+    sizes = {"what": "load", "items": 1, "shards": 2, "nbytes": 8, "read_B": 8, "received_B": 0, "first_agree": 0.0}
+    rows = [{**sizes, "runs": [{"seconds": 6.5, "phases": phases, "speed": speed(blocks=5e9)}]}]
+    found = joined(rows, Speed(**speed()), in_memory=in_memory)
+    assert found["phases"] == {**phases, "read": read_s, "deserialise": 2.0, "barrier": 0.0, "commit": 0.0}
+    assert found["seconds"] == pytest.approx(0.5 + read_s + 2.0)
+
+
+def test_launches_are_one_measurement() -> None:
+    """Runs of all of them by row, and the median of what only the first run of each shows."""
+    rows = [{"/dev/shm": [{"what": "save", "first_agree": first, "runs": [first]}]} for first in (1.0, 5.0, 2.0)]
+    assert merged(rows) == {"/dev/shm": [{"what": "save", "first_agree": 2.0, "runs": [1.0, 5.0, 2.0]}]}
 
 
 def test_runs_beside_unusual_memory_do_not_count() -> None:

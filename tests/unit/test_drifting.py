@@ -1,10 +1,13 @@
 """Costs while memory is slower than when they were measured: of copies and exchanges, of nothing else."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from real.checkpoint.drifting import at_speed
+from costmodels import catalog
+from costmodels.specs import DeviceSpec
+from real.checkpoint.drifting import Slower, at_speed
 from simcore.cluster import Cluster
 from simcore.scenario import load
 from tests.golden.reports import CATALOG, ROOT
@@ -22,21 +25,42 @@ def calibrated() -> Cluster:
 
 
 def test_copies_and_exchanges_take_as_much_longer() -> None:
-    slower = at_speed(calibrated(), 1.5)
+    slower = at_speed(calibrated(), Slower(copies=1.5))
     (device, *_), (link, *_) = slower.devices, slower.intra
     assert link is not None
-    scaled = {name for name, phase in device.measured["checkpoint"].items() if phase != PHASES[name]}  # type: ignore[attr-defined]
-    assert scaled == {"d2h", "checksum"}
-    for name in scaled:
-        phase = device.measured["checkpoint"][name]  # type: ignore[index]
+    scaled = changed(device)
+    assert set(scaled) == {"d2h", "checksum"}
+    for name, phase in scaled.items():
         assert phase == {**PHASES[name], "s_per_B": pytest.approx(3e-10)}
     assert link.measured["all_to_all"] == {2: [[1000, pytest.approx(1.5e-4)], [10**6, pytest.approx(1.5e-3)]]}
     assert link.measured["barrier"] == TABLES["barrier"]
     assert device.measured["copy_B_per_s"] == 2e10
+    assert slower.stores == calibrated().stores
+
+
+def test_what_is_read_and_hashed_takes_as_much_longer_and_files_in_memory_are_read_as_much_slower() -> None:
+    slower, before = at_speed(calibrated(), Slower(blocks=2.0)), calibrated()
+    assert set(changed(slower.devices[0])) == {"verify", "place"}
+    for name, store in before.stores.items():
+        assert slower.stores[name].read_B_per_s == store.read_B_per_s / 2
+        assert slower.stores[name].write_B_per_s == store.write_B_per_s
+    capacity, known = slower.fabric.capacity_B_per_s, before.fabric.capacity_B_per_s
+    assert sorted(set((capacity[known > 0] / known[known > 0]).tolist())) == [0.5, 1.0]
+
+
+def changed(device: DeviceSpec) -> dict[str, object]:
+    """Phases that cost something else than before."""
+    phases: Any = device.measured["checkpoint"]
+    return {name: phase for name, phase in phases.items() if phase != PHASES[name]}
+
+
+def test_a_disk_is_as_fast_as_it_was() -> None:
+    disk = replace(calibrated(), stores={"disk": catalog.store("nvme_gen4")})
+    assert at_speed(disk, Slower(blocks=2.0)).stores == disk.stores
 
 
 def test_nothing_changes_at_the_usual_speed_or_where_nothing_was_measured() -> None:
-    assert at_speed(calibrated(), 1.0).devices == calibrated().devices
+    assert at_speed(calibrated(), Slower()).devices == calibrated().devices
     unmeasured = load(ROOT / "scenarios" / "bytecheckpoint_this_machine.yaml", (), [CATALOG]).cluster()
-    assert at_speed(unmeasured, 1.5).devices == unmeasured.devices
-    assert at_speed(unmeasured, 1.5).intra == unmeasured.intra
+    assert at_speed(unmeasured, Slower(copies=1.5, blocks=1.5)).devices == unmeasured.devices
+    assert at_speed(unmeasured, Slower(copies=1.5)).intra == unmeasured.intra
