@@ -1,7 +1,7 @@
 """No collection of cyclic garbage while a checkpoint is planned and moved.
 
 A plan is tens of thousands of small objects, enough to make Python look at every object of the program in the middle of it: 0.2 s
-where torch is loaded, on a load of 0.1 s. What is made here has no cycles.
+where torch is loaded, on a load of 0.1 s.
 """
 
 import gc

@@ -69,9 +69,10 @@ class Memory:
         self._group = dist.new_group(backend="gloo")
         self._source = torch.ones(COPY_B // 4)
         self._target = torch.zeros(COPY_B // 4)
-        self._file = os.memfd_create("windtunnel-speed") if hasattr(os, "memfd_create") else None
-        if self._file is not None:
-            os.pwrite(self._file, bytes_of(self._source), 0)
+        self._file = None
+        if hasattr(os, "memfd_create"):  # as a file object, which goes with this one
+            self._file = os.fdopen(os.memfd_create("windtunnel-speed"), "r+b", buffering=0)
+            self._file.write(bytes_of(self._source))
 
     def speed(self) -> Speed:
         """The better of two measurements, each as fast as its slowest rank, times the ranks."""
@@ -97,7 +98,7 @@ class Memory:
             if self._file is None:
                 block[:] = source[first : first + Local.block_B]
             else:
-                os.preadv(self._file, [block], first)
+                os.preadv(self._file.fileno(), [block], first)
             hashed.update(block)
         return time.perf_counter() - start
 

@@ -163,7 +163,7 @@ def _stalls_s(plan: Plan, trace: Trace) -> list[float]:
     copied = np.isin(trace.task, list(blocking))
     starts = iteration_bounds(trace)
     ends = [trace.end_s[copied & (trace.iteration == i)].max() for i in np.unique(trace.iteration)]
-    return [float(end - start) for end, start in zip(ends, starts, strict=False)]
+    return [float(end - start) for end, start in zip(ends, starts[:-1], strict=True)]
 
 
 def table_of(rows: Sequence[dict[str, Any]]) -> Table:
