@@ -21,7 +21,7 @@ from costmodels.catalog import Catalog, write_entry
 from costmodels.specs import DeviceSpec
 from costmodels.transformer import TransformerShape
 from costmodels.transformer_kernels import Slice, attention_block, attention_core, embedding, head, mlp_block
-from real import calibrate_eager
+from real import calibrate_eager, pace
 from real.calibrate_eager import calls
 from real.calibrate_worker import SEQ_LEN, SEQUENCES
 from real.checkpoint.calibrating import add_checkpoints
@@ -30,7 +30,7 @@ from real.launch import Progress, launch
 
 
 def calibrate(out: Path, *, quick: bool = False, progress: Progress | None = None) -> dict[str, Any]:
-    """Write device, link and store files into `out`; returns what matters of them. About three minutes, `quick` one."""
+    """Write device, link and store files into `out`; returns what matters of them. About five minutes, `quick` one."""
 
     def report(first: float, last: float, doing: str) -> Progress:
         def part(share: float, phrase: str) -> None:
@@ -39,11 +39,13 @@ def calibrate(out: Path, *, quick: bool = False, progress: Progress | None = Non
 
         return part
 
-    cores = min(os.cpu_count() or 1, 8)
-    report(0.0, 0.08, "a controller")(0.0, "calls")
-    called = calls(max(cores, 2))
-    alone = _run(1, quick, report(0.08, 0.42, "one process alone"))[0]
-    together = _run(max(cores, 2), quick, report(0.42, 0.94, f"{cores} processes at once"))[0]
+    cores, ranks = min(os.cpu_count() or 1, 8), pace.busy_ranks()
+    report(0.0, 0.06, "a controller")(0.0, "calls")
+    called = calls(ranks)
+    alone = _run(1, quick, report(0.06, 0.40, "one process alone"))[0]
+    paces = [_pace(quick, report(0.40, 0.42, "this machine's pace"))]
+    together = _run(ranks, quick, report(0.42, 0.92, f"{cores} processes at once"))[0]
+    paces.append(_pace(quick, report(0.92, 0.94, "this machine's pace")))
     stores = report(0.97, 1.0, "checkpoints")
     said = provenance()
     devices = {"this_machine_alone": (alone, "one process"), "this_machine": (together, "every core busy")}
@@ -55,15 +57,16 @@ def calibrate(out: Path, *, quick: bool = False, progress: Progress | None = Non
             found["eager"], called, {together["ranks"]: together["collectives"]["all_reduce"]}
         )
         entry["measured"] |= {"in_model": _in_model(found, Catalog([out]).device(name)), "eager": eager}
+        entry["measured"][pace.MEASURED] = pace.entry(paces)
         write_entry(out, "devices", name, entry)
         eager |= calibrate_eager.in_steps(found["eager"], Catalog([out]).device(name))
         measured.append(entry["measured"])
         eager["alone"] = calibrate_eager.alone(measured[0], measured[-1])
         write_entry(out, "devices", name, entry)
     write_entry(out, "links", "this_machine_loopback", _link(together, said))
-    add_sharing(out, max(cores, 2), quick=quick, progress=report(0.94, 0.97, "federated clients"))
+    add_sharing(out, ranks, quick=quick, progress=report(0.94, 0.97, "federated clients"))
     places = {"this_machine_shm": Path("/dev/shm"), "this_machine_disk": out}
-    for name, rates in add_checkpoints(out, max(cores, 2), places, quick=quick, progress=stores).items():
+    for name, rates in add_checkpoints(out, ranks, places, quick=quick, progress=stores).items():
         write_entry(out, "stores", name, _store(name, rates, said))
     stores(1.0, "done")
     return _summary(together, alone, said)
@@ -76,6 +79,11 @@ def _run(processes: int, quick: bool, progress: Progress) -> list[dict[str, Any]
         arguments = ["quick"] if quick else []
         launch("real.calibrate_worker", processes, folder, arguments=arguments, progress=progress)
         return [json.loads((folder / f"rank{r}.json").read_text()) for r in range(processes)]
+
+
+def _pace(quick: bool, progress: Progress) -> pace.Pace:
+    progress(0.0, "passes and steps")
+    return pace.probe(quick=quick)
 
 
 def provenance() -> str:

@@ -57,7 +57,7 @@ Point = tuple[int, float]
 def eager(at_least_s: float, repeats: int, prompts: Sequence[int]) -> dict[str, Any]:
     """Times of this process while the others measure the same; `steps` of whole models after prompts of each length: (shape, batch,
     tokens cached, seconds)."""
-    shallow, deep = (_step_s({**SMALL, "layers": n}, 1, PROMPTS[0], 2 * repeats) for n in DEPTHS)
+    shallow, deep = (step_seconds({**SMALL, "layers": n}, 1, PROMPTS[0], 2 * repeats) for n in DEPTHS)
     layer_s = (deep - shallow) / (DEPTHS[1] - DEPTHS[0])
     rows, length, vocab = DRAWN
     drawn = timed(lambda: gumbel(0, 0, torch.arange(rows), length, vocab), at_least_s)[0]
@@ -69,13 +69,13 @@ def eager(at_least_s: float, repeats: int, prompts: Sequence[int]) -> dict[str, 
         "cache": [(2 * b * h * t * d, _cache_s(b, h, t, d, at_least_s)) for b, h, t, d in CACHES],
         "draw_s": drawn / (rows * length * vocab),
         "steps": [
-            (shape, n, prompt + STEPS // 2, _step_s(shape, n, prompt, repeats))
+            (shape, n, prompt + STEPS // 2, step_seconds(shape, n, prompt, repeats))
             for shape, n, prompt in product(LARGE, BATCHES, prompts)
         ],
     }
 
 
-def _step_s(shape: Mapping[str, int], batch: int, prompt: int, repeats: int, split: bool = False) -> float:
+def step_seconds(shape: Mapping[str, int], batch: int, prompt: int, repeats: int, split: bool = False) -> float:
     """Seconds of a decode step after prompts of that length: the median of so many answers, the first of which is not counted."""
     model = _model(shape, split=split)
     prompts = torch.randint(0, shape["vocab"], (batch, prompt))
@@ -93,7 +93,7 @@ def _split(layer_s: float, repeats: int) -> dict[str, float]:
     training, how much longer that is."""
     if dist.get_world_size() == 1:
         return {"split_layer_s": layer_s, "split_forward_s": 0.0, "split_backward_s": 0.0}
-    shallow, deep = (_step_s({**SMALL, "layers": n}, 1, PROMPTS[0], repeats, split=True) for n in DEPTHS)
+    shallow, deep = (step_seconds({**SMALL, "layers": n}, 1, PROMPTS[0], repeats, split=True) for n in DEPTHS)
     more = DEPTHS[1] - DEPTHS[0]
     each = [[np.array(_passes_s(n, 4 * repeats, split=split)) for n in DEPTHS] for split in (False, True)]
     (whole, split) = ((b - a) / more for a, b in each)

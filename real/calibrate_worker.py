@@ -201,10 +201,10 @@ def _slowdown(all_reduce_s: float) -> float:
 
 def _models(at_least_s: float, warm_up: int) -> list[tuple[Mapping[str, int], float]]:
     """Shapes of small models, and what forward and backward of a microbatch take until the last rank is done."""
-    return [(shape, _model_seconds(shape, at_least_s, warm_up)) for shape in MODELS]
+    return [(shape, model_seconds(shape, at_least_s, warm_up)) for shape in MODELS]
 
 
-def _model_seconds(shape: Mapping[str, int], at_least_s: float, warm_up: int) -> float:
+def model_seconds(shape: Mapping[str, int], at_least_s: float, warm_up: int) -> float:
     """Mean over repeats of the slowest rank's seconds, without the slowest twentieth: synchronous training waits for it."""
     model = build_model({**shape, "kv_heads": shape["heads"], "tied_embeddings": False}, "float32", 0)
     tokens = torch.randint(0, shape["vocab"], (SEQUENCES, SEQ_LEN + 1))

@@ -39,6 +39,12 @@ class SimBackend:
             options=scenario.engine.played,
         )
 
+    def on(self, cluster: Cluster) -> "SimBackend":
+        """The same on a cluster whose parts cost something else."""
+        from simcore.cost import CostModel
+
+        return replace(self, cluster=cluster, cost=CostModel(cluster, libraries=self.cost.libraries))
+
     def check(self, plan: Plan) -> list[Problem]:
         """Everything wrong with the plan on this cluster, memory included."""
         return problems_of(plan, self.cluster) or shortfalls(plan, self.cluster)

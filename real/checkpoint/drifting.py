@@ -11,7 +11,6 @@ from typing import Any
 
 from costmodels.specs import DeviceSpec, LinkSpec, StoreSpec
 from simcore.cluster import Cluster
-from simcore.cost import CostModel
 from simcore.network.fabric import HostFabric
 from simcore.scenario import Scenario
 from simcore.sim import SimBackend
@@ -31,8 +30,7 @@ class Slower:
 def simulator(scenario: Scenario, slower: Slower) -> SimBackend:
     """The simulator with such a memory."""
     found = SimBackend.from_scenario(scenario)
-    cluster = at_speed(found.cluster, slower)
-    return replace(found, cluster=cluster, cost=CostModel(cluster, libraries=found.cost.libraries))
+    return found.on(at_speed(found.cluster, slower))
 
 
 def at_speed(cluster: Cluster, slower: Slower) -> Cluster:

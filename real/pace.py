@@ -1,0 +1,105 @@
+"""How fast this machine computes beside a run, as against when it was calibrated.
+
+A virtual machine shares its cores' clock, its caches and its memory with others: on the one this was written on everything takes up
+to a fifth longer, or less, ten minutes later. A calibration therefore probes what training and generation are made of before and
+after it measures costs, and the same probe before and after a run says at what pace the run had to go. It knows nothing of the run.
+
+Kernels of whole passes go with `pass_s`; decode steps, sums of next to nothing and a controller's calls, all of them the host's
+time for the most part, with `step_s`. Messages between processes and stores are as they were.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from costmodels.specs import DeviceSpec
+from real.launch import launch
+from simcore.cluster import Cluster
+
+MEASURED = "pace"
+"""Of a device's `measured`."""
+HOST = ("step_s", "layer_s", "split_layer_s", "split_forward_s", "split_backward_s", "draw_s", "element_s")
+POINTS = ("products", "cache", "call")
+"""Of a device's `measured.eager`: seconds, and points of (size, seconds)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """Seconds of a pass forward and backward, and of a decode step, through the models of a calibration: geometric means."""
+
+    pass_s: float
+    step_s: float
+
+    @classmethod
+    def between(cls, paces: Sequence[Self]) -> Self:
+        """Geometric means."""
+        found = np.exp(np.mean([np.log([p.pass_s, p.step_s]) for p in paces], axis=0)).tolist()
+        return cls(pass_s=found[0], step_s=found[1])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slower:
+    """How many times as long passes and decode steps take as when costs were measured."""
+
+    passes: float = 1.0
+    steps: float = 1.0
+
+    @classmethod
+    def than(cls, usual: Pace, now: Pace) -> Self:
+        return cls(passes=now.pass_s / usual.pass_s, steps=now.step_s / usual.step_s)
+
+
+def probe(*, quick: bool = False) -> Pace:
+    """The machine's pace with every core busy, in about ten seconds. Raises `CannotRun` if a process fails."""
+    with tempfile.TemporaryDirectory(prefix="windtunnel-") as name:
+        folder = Path(name)
+        launch("real.pace_worker", busy_ranks(), folder, arguments=["quick"] if quick else [])
+        return Pace(**json.loads((folder / "pace.json").read_text()))
+
+
+def busy_ranks() -> int:
+    """Processes with which every core is busy, of at most eight, and at least two."""
+    return max(min(os.cpu_count() or 1, 8), 2)
+
+
+def entry(paces: Sequence[Pace]) -> dict[str, float]:
+    """The `measured.pace` of a device whose costs were measured between these."""
+    return asdict(Pace.between(paces))
+
+
+def usual(device: DeviceSpec) -> Pace | None:
+    """The pace at which its costs were measured; None if that is not known."""
+    found: Any = device.measured.get(MEASURED)
+    return None if found is None else Pace(**found)
+
+
+def at_pace(cluster: Cluster, slower: Slower) -> Cluster:
+    """The same with costs of computing as they are at that pace."""
+    return replace(cluster, devices=tuple(_device(device, slower) for device in cluster.devices))
+
+
+def _device(device: DeviceSpec, slower: Slower) -> DeviceSpec:
+    measured: dict[str, Any] = dict(device.measured)
+    if "kernels" in measured:
+        measured["in_model"] = measured.get("in_model", 1.0) * slower.passes
+    if "eager" in measured:
+        own = measured["eager"]
+        tables = {ranks: _points(points, slower.steps) for ranks, points in own["all_reduce"].items()}
+        scaled = {**_eager(own, slower.steps), "all_reduce": tables}
+        measured["eager"] = {**scaled, "alone": _eager(own["alone"], slower.steps)} if "alone" in own else scaled
+    return replace(device, measured=measured)
+
+
+def _eager(own: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    seconds = {name: own[name] * factor for name in HOST if name in own}
+    return {**own, **seconds, **{name: _points(own[name], factor) for name in POINTS if name in own}}
+
+
+def _points(points: Sequence[Sequence[float]], factor: float) -> list[list[float]]:
+    return [[size, seconds * factor] for size, seconds in points]

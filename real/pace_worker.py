@@ -1,0 +1,32 @@
+"""What each process of `real.pace.probe` does. Started as `python -m real.pace_worker FOLDER [quick]`: FOLDER takes pace.json."""
+
+import json
+import sys
+from pathlib import Path
+from statistics import geometric_mean
+
+import torch
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from costmodels.files import write_atomically
+from real.calibrate_eager import BATCHES, LARGE, PROMPTS, step_seconds
+from real.calibrate_worker import MODELS, WARM_UP, model_seconds
+from real.process import joined
+
+
+@record
+def main() -> None:
+    """Passes forward and backward, then decode steps, while the others do the same."""
+    folder, quick = Path(sys.argv[1]), "quick" in sys.argv[2:]
+    torch.manual_seed(0)
+    with joined(cuda=False):
+        passes = [model_seconds(shape, 0.3 if quick else 1.0, WARM_UP) for shape in MODELS]
+        steps = [step_seconds(shape, BATCHES[-1], PROMPTS[0], 1 if quick else 4) for shape in LARGE]
+        if dist.get_rank() == 0:
+            found = {"pass_s": geometric_mean(passes), "step_s": geometric_mean(steps)}
+            write_atomically(folder / "pace.json", json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Costs at another pace than when they were measured: of computing, of nothing else."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from costmodels.specs import DeviceSpec
+from real.pace import Pace, Slower, at_pace, entry, usual
+from real.variations import usual_pace
+from simcore.errors import InputError
+from simcore.scenario import load
+from simcore.sim import SimBackend
+from tests.golden.reports import CATALOG, ROOT
+
+EAGER = {
+    "step_s": 1.0,
+    "layer_s": 2.0,
+    "split_layer_s": 3.0,
+    "split_forward_s": 0.5,
+    "split_backward_s": 0.25,
+    "products": [[1, 4.0], [8, 6.0]],
+    "cache": [[10, 1.0]],
+    "all_reduce": {2: [[4, 1.0], [8, 2.0]]},
+    "draw_s": 1.5,
+    "in_step": 1.25,
+    "element_s": 0.5,
+    "call": [[100, 2.0]],
+    "alone": {"step_s": 0.5, "products": [[1, 2.0], [8, 3.0]], "kernels": 0.75, "in_step": 1.125},
+}
+QUICKSTART = ROOT / "scenarios" / "quickstart.yaml"
+
+
+def changed(slower: Slower) -> DeviceSpec:
+    cluster = load(QUICKSTART, (), [CATALOG]).cluster()
+    measured = {"kernels": {}, "in_model": 1.5, "eager": EAGER, "spread": 0.1}
+    return at_pace(replace(cluster, devices=(replace(cluster.device(0), measured=measured),)), slower).devices[0]
+
+
+def test_whole_passes_take_as_much_longer() -> None:
+    found = changed(Slower(passes=2.0))
+    assert found.measured == {"kernels": {}, "in_model": 3.0, "eager": EAGER, "spread": 0.1}
+
+
+def test_seconds_of_steps_take_as_much_longer_and_shares_stay() -> None:
+    measured: Any = changed(Slower(steps=2.0)).measured
+    eager = measured["eager"]
+    assert measured["in_model"] == 1.5
+    assert [eager[name] for name in ("step_s", "layer_s", "split_layer_s", "draw_s", "element_s")] == [
+        2.0,
+        4.0,
+        6.0,
+        3.0,
+        1.0,
+    ]
+    assert (eager["split_forward_s"], eager["split_backward_s"], eager["in_step"]) == (1.0, 0.5, 1.25)
+    assert (eager["products"], eager["cache"], eager["call"]) == ([[1, 8.0], [8, 12.0]], [[10, 2.0]], [[100, 4.0]])
+    assert eager["all_reduce"] == {2: [[4, 2.0], [8, 4.0]]}
+    assert eager["alone"] == {"step_s": 1.0, "products": [[1, 4.0], [8, 6.0]], "kernels": 0.75, "in_step": 1.125}
+    assert eager.keys() == EAGER.keys()
+
+
+def test_an_iteration_takes_as_much_longer_as_its_computing() -> None:
+    scenario = load(QUICKSTART, (), [CATALOG])
+    plan, simulator = scenario.plan(), SimBackend.from_scenario(scenario)
+    kernels = {"gemm": [[n, n, n, 1e-8 * n**2] for n in (64, 128, 256, 512, 1024)]}
+    devices = tuple(replace(device, measured={"kernels": kernels}) for device in simulator.cluster.devices)
+    simulator = simulator.on(replace(simulator.cluster, devices=devices))
+    there = simulator.on(at_pace(simulator.cluster, Slower(passes=1.2)))
+    known, slower = (float(backend.run(plan).end_s.max()) for backend in (simulator, there))
+    assert 1.05 < slower / known < 1.2
+
+
+def test_paces_are_averaged_as_ratios() -> None:
+    both = [Pace(pass_s=1.0, step_s=2.0), Pace(pass_s=4.0, step_s=8.0)]
+    assert entry(both) == {"pass_s": pytest.approx(2.0), "step_s": pytest.approx(4.0)}
+    slower = Slower.than(both[0], Pace.between(both))
+    assert (slower.passes, slower.steps) == (pytest.approx(2.0), pytest.approx(2.0))
+
+
+def test_a_calibration_that_does_not_know_its_pace_is_refused() -> None:
+    device = load(QUICKSTART, (), [CATALOG]).cluster().device(0)
+    assert usual(replace(device, measured={})) is None
+    known = replace(device, measured={"pace": {"pass_s": 1.0, "step_s": 2.0}})
+    assert usual(known) == Pace(pass_s=1.0, step_s=2.0)
+    with pytest.raises(InputError, match="calibrate"):
+        usual_pace(load(QUICKSTART, (), [CATALOG]))
