@@ -26,7 +26,7 @@ IN_MEMORY = "this_machine_shm"
 DEVICES = {"this_machine": "together", "this_machine_alone": "alone"}
 LINK = "this_machine_loopback"
 
-COPIES, BLOCKS = ("copy", "serialise"), ("read", "deserialise")
+COPIES, BLOCKS = ("copy",), ("read", "deserialise")
 """Phases that take as much longer as copies, or as reading blocks of files in memory and hashing them; see `drifting`."""
 
 LAUNCHES = 3
