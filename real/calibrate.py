@@ -40,13 +40,13 @@ def calibrate(out: Path, *, quick: bool = False, progress: Progress | None = Non
         return part
 
     cores, ranks = min(os.cpu_count() or 1, 8), pace.busy_ranks()
-    report(0.0, 0.06, "a controller")(0.0, "calls")
+    report(0.0, 0.05, "a controller")(0.0, "calls")
     called = calls(ranks)
-    alone = _run(1, quick, report(0.06, 0.40, "one process alone"))[0]
-    paces = [_pace(quick, report(0.40, 0.42, "this machine's pace"))]
-    together = _run(ranks, quick, report(0.42, 0.92, f"{cores} processes at once"))[0]
-    paces.append(_pace(quick, report(0.92, 0.94, "this machine's pace")))
-    stores = report(0.97, 1.0, "checkpoints")
+    alone = _run(1, quick, report(0.05, 0.27, "one process alone"))[0]
+    paces = [_pace(quick, report(0.27, 0.30, "this machine's pace"))]
+    together = _run(ranks, quick, report(0.30, 0.58, f"{cores} processes at once"))[0]
+    paces.append(_pace(quick, report(0.58, 0.61, "this machine's pace")))
+    stores = report(0.65, 1.0, "checkpoints")
     said = provenance()
     devices = {"this_machine_alone": (alone, "one process"), "this_machine": (together, "every core busy")}
     measured: list[dict[str, Any]] = []
@@ -64,7 +64,7 @@ def calibrate(out: Path, *, quick: bool = False, progress: Progress | None = Non
         eager["alone"] = calibrate_eager.alone(measured[0], measured[-1])
         write_entry(out, "devices", name, entry)
     write_entry(out, "links", "this_machine_loopback", _link(together, said))
-    add_sharing(out, ranks, quick=quick, progress=report(0.94, 0.97, "federated clients"))
+    add_sharing(out, ranks, quick=quick, progress=report(0.61, 0.65, "federated clients"))
     places = {"this_machine_shm": Path("/dev/shm"), "this_machine_disk": out}
     for name, rates in add_checkpoints(out, ranks, places, quick=quick, progress=stores).items():
         write_entry(out, "stores", name, _store(name, rates, said))

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 WARM_SAVES, WARM_LOADS = 4, 2
-"""Runs that do not count: plans are made and kept in the first, memory is touched, and there are files to write over. Two files take
-turns, and to write over one in memory for the first time takes 1.3 times as long as later on."""
+"""Runs that do not count: plans are made and kept in the first, memory is touched, and there are files to write over. Two files
+take turns, and to write over one in memory for the first time takes 1.3 times as long as later on."""
 
 
 def forget(root: Path) -> None:
