@@ -34,6 +34,9 @@ CODES: Mapping[Reason, grpc.StatusCode] = {
     "too often": grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 
+AGAIN = (grpc.StatusCode.UNAVAILABLE, CODES["another round"])
+"""Who is answered so asks once more."""
+
 Kind = Literal["unreachable", "stalled", "refused", "garbage", "too large"]
 
 
@@ -55,7 +58,8 @@ class Peer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
-    """`deadline_s` for a whole answer, `unreachable_s` until a peer at whose address nobody is is given up."""
+    """`deadline_s` for a whole answer, `unreachable_s` until a peer is given up at whose address nobody is, or that stays in
+    another round: one that serves the run before has not heard of the next one yet."""
 
     deadline_s: float = 60.0
     unreachable_s: float = 5.0
@@ -146,7 +150,7 @@ class Fetcher:
                 data = _received(call, request, peer, most_B(flat), end)
                 break
             except grpc.RpcError as error:
-                if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() > min(reach, end):
+                if error.code() not in AGAIN or time.monotonic() > min(reach, end):
                     raise _failure(peer, error) from error
                 time.sleep(0.1)
         try:

@@ -149,6 +149,19 @@ def test_who_asks_early_waits_for_the_round(identities: dict[str, Identity], non
         assert torch.equal(asked.result()["expert-1"]["up"], ITEMS["expert-1"]["up"])
 
 
+def test_who_is_ahead_of_a_peer_that_still_serves_the_run_before_asks_again(
+    service: PeerService, identities: dict[str, Identity], nonce: str
+) -> None:
+    with futures.ThreadPoolExecutor(1) as pool:
+        patience = Patience(deadline_s=20.0, unreachable_s=10.0)
+        other = fresh()
+        asked = pool.submit(ask, identities["client-1"], service.address, other, number=0, patience=patience)
+        time.sleep(0.3)
+        assert not asked.done()
+        service.offer(Grants(number=0, nonce=other, valid_s=60.0, items={"client-1": ("expert-1",)}), ITEMS)
+        assert torch.equal(asked.result()["expert-1"]["up"], ITEMS["expert-1"]["up"])
+
+
 def test_unknown_certificates_are_refused_on_either_side(
     service: PeerService, identities: dict[str, Identity], nonce: str, tmp_path: Path
 ) -> None:
