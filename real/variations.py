@@ -85,20 +85,29 @@ def measure(
 ) -> list[dict[str, Any]]:
     """A row for each variation, in their order. With `paced` errors are those at the pace that the machine had meanwhile.
 
-    Raises `InputError` where `paced` and no pace was measured with the costs.
+    Raises `InputError` for names that no variation has, and where `paced` and no pace was measured with the costs.
     """
-    chosen = [(name, load(scenario, overrides)) for name, overrides in variations if not names or name in names]
-    known = [usual_pace(one) for _, one in chosen] if paced else []
+    wanted = chosen(names, [name for name, _ in variations])
+    scenarios = [(name, load(scenario, overrides)) for name, overrides in variations if name in wanted]
+    known = [usual_pace(one) for _, one in scenarios] if paced else []
     paces = [probe()] if paced else []
     rows = []
-    for i, (name, one) in enumerate(chosen):
-        print(f"{i + 1} of {len(chosen)}: {name}", file=sys.stderr, flush=True)
+    for i, (name, one) in enumerate(scenarios):
+        print(f"{i + 1} of {len(scenarios)}: {name}", file=sys.stderr, flush=True)
         plan, machine = one.plan(), open_backend("real", one)
         played = Played(name=name, scenario=one, plan=plan, runs=[machine.run(plan) for _ in range(repeat)])
         if paced:
             paces.append(probe())
         rows.append(played.row(Slower.than(known[i], Pace.between(paces[-2:])) if paced else None))
     return rows
+
+
+def chosen(names: Sequence[str], known: Sequence[str]) -> Sequence[str]:
+    """`names`, or all that are `known` where none is given. Raises `InputError` with those that nobody knows."""
+    problems = [Problem("--only", repr(name), ", ".join(map(repr, known))) for name in names if name not in known]
+    if problems:
+        raise InputError("no such variation", problems)
+    return names or known
 
 
 def usual_pace(scenario: Scenario) -> Pace:

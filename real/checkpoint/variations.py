@@ -28,6 +28,7 @@ from rich.table import Table
 from real.checkpoint.drifting import Slower, simulator
 from real.checkpoint.steady import Speed
 from real.traces import is_disturbed
+from real.variations import chosen
 from simcore.backend import open_backend
 from simcore.errors import WindtunnelError
 from simcore.plan import Plan
@@ -78,20 +79,21 @@ def measure(
 
     All variations are launched in turn, and then again: what disturbs this machine for a minute meets one launch of each.
     """
-    chosen = [
+    wanted = chosen(names, [v.name for v in VARIATIONS])
+    played = [
         Played(f"{v.name}: {plays}", load(scenario, _changes(v, plays, iterations), folders), stalls=plays == SAVE)
         for v in VARIATIONS
-        if not names or v.name in names
+        if v.name in wanted
         for plays in v.plays
     ]
-    begun_s, total = time.monotonic(), launches * len(chosen)
+    begun_s, total = time.monotonic(), launches * len(played)
     for i in range(total):
-        one = chosen[i % len(chosen)]
+        one = played[i % len(played)]
         left_s = (time.monotonic() - begun_s) / i * (total - i) if i else 0.0
         about = f", about {left_s:.0f} s left" if i else ""
         print(f"{i + 1} of {total}: {one.name}{about}", file=sys.stderr, flush=True)
         one.measured.append(open_backend("real", one.scenario).run(one.plan))
-    return [row for one in chosen for row in _rows(one)]
+    return [row for one in played for row in _rows(one)]
 
 
 def _changes(variation: Variation, plays: str, iterations: int) -> tuple[str, ...]:

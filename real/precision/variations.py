@@ -100,13 +100,21 @@ def measure(
     rounds: int = ROUNDS,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """One row for each variation: seconds of an iteration and bytes of both ranks, simulated and measured."""
+    """One row for each variation: seconds of an iteration and bytes of both ranks, simulated and measured.
+
+    Raises `InputError` for names that no variation has, and where the machine was not calibrated.
+    """
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="windtunnel-") as folder:
         document = _document(Path(folder))
         for number, model in enumerate(models):
             told = part(progress, number / len(models), (number + 1) / len(models))
             rows += _of_model(model, names, document, Path(folder), rounds, told)
+    if not rows:
+        problem = Problem(
+            "--only", ", ".join(map(repr, names)), "a name in the table that the command prints without it"
+        )
+        raise InputError("no such variation", [problem])
     return rows
 
 
@@ -129,6 +137,8 @@ def _of_model(
     catalog = Catalog([folder, CALIBRATION])
     device, graph = catalog.device(DEVICES[0]), trace(build(model))
     chosen = [v for v in variations(graph, of_device(device), MODELS[model]) if not names or v.name in names]
+    if not chosen:
+        return []
     plans = {v.name: draft(graph, model, _parts(v, device), optimizer=OPTIMIZER, iterations=1) for v in chosen}
     used: dict[int, set[str]] = {}
     for v in chosen:
@@ -220,7 +230,7 @@ def main() -> int:
     """Measure, print, judge."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=(), help="names of variations")
-    parser.add_argument("--models", nargs="*", default=tuple(MODELS))
+    parser.add_argument("--models", nargs="*", choices=tuple(MODELS), default=tuple(MODELS))
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="iterations of every plan")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

@@ -7,7 +7,7 @@ import pytest
 
 from costmodels.specs import DeviceSpec
 from real.pace import Pace, Slower, at_pace, entry, usual
-from real.variations import usual_pace
+from real.variations import chosen, usual_pace
 from simcore.errors import InputError
 from simcore.scenario import load
 from simcore.sim import SimBackend
@@ -85,3 +85,11 @@ def test_a_calibration_that_does_not_know_its_pace_is_refused() -> None:
     assert usual(known) == Pace(pass_s=1.0, step_s=2.0)
     with pytest.raises(InputError, match="calibrate"):
         usual_pace(load(QUICKSTART, (), [CATALOG]))
+
+
+def test_variations_that_do_not_exist_are_refused_all_at_once() -> None:
+    assert list(chosen((), ("a", "b"))) == ["a", "b"]
+    assert list(chosen(("b",), ("a", "b"))) == ["b"]
+    with pytest.raises(InputError) as caught:
+        chosen(("b", "c", "d"), ("a", "b"))
+    assert [problem.given for problem in caught.value.problems] == ["'c'", "'d'"]
