@@ -2,7 +2,7 @@
 
 Copies of a state go with copies; what is handed on between ranks is put down as if it all were copies. Reading from a file in
 memory, verifying and filling in go with blocks that are read and hashed. While copies were up to 1.5 times as fast, nothing else
-changed by more than a tenth: checksums of what is saved, writing, also to files in memory, planning, meeting.
+changed by more than 15 %: checksums of what is saved, writing, also to files in memory, planning, meeting.
 """
 
 from collections.abc import Mapping
