@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from scipy.optimize import nnls
+from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import functional
 from transformers import LlamaForCausalLM
 
@@ -22,7 +23,7 @@ from costmodels.specs import DeviceSpec
 from costmodels.transformer import TransformerShape
 from real.microbench import InTurn, timed
 from real.model import build_model
-from real.rlhf.parallel import mesh, tensor_parallel
+from real.rlhf.parallel import tensor_parallel
 from real.rlhf.sampling import generate, gumbel
 from simcore.hybridflow.grouping import Degrees
 
@@ -122,7 +123,9 @@ def _model(shape: Mapping[str, int], *, split: bool) -> LlamaForCausalLM:
     """A Llama of calibration, whole or split over all processes."""
     model = build_model({**shape, "kv_heads": shape["heads"], "tied_embeddings": False}, "float32", 0)
     if split:
-        tensor_parallel(model, mesh(np.arange(dist.get_world_size())[None], torch.device("cpu"))["member"])
+        world = dist.group.WORLD
+        assert world is not None
+        tensor_parallel(model, DeviceMesh.from_group(world, "cpu"))
     return model
 
 

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.functional import cross_entropy
 
 from real.buckets import BucketReducer
 from real.data import Batches
+from real.groups import Groups
 from real.marks import mark
 from real.model import build_model
 from real.precision.allocations import standing
@@ -39,7 +40,8 @@ class Mesh:
 def mesh_of(plan: Plan, device: torch.device) -> Mesh:
     """The mesh of the plan's parallelism over the processes that are here."""
     sizes = plan.decisions["parallelism"]
-    devices = init_device_mesh(device.type, (sizes["dp"], sizes["tp"]), mesh_dim_names=("dp", "tp"))
+    ranks = np.arange(sizes["dp"] * sizes["tp"]).reshape(sizes["dp"], sizes["tp"])
+    devices = Groups().mesh(device, ranks, ("dp", "tp"))
     return Mesh(
         dp=sizes["dp"],
         tp=sizes["tp"],

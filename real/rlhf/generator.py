@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import LlamaForCausalLM
 
 from real.rlhf.engine import HybridEngine, Key
-from real.rlhf.parallel import MATRICES, local, mesh, part_of, put, tensor_parallel
+from real.rlhf.parallel import MATRICES, local, part_of, put, tensor_parallel
 from real.rlhf.part import Part
 from real.rlhf.stages import Elsewhere, Stage
 from simcore.hybridflow.resharding import resharding
@@ -25,10 +25,10 @@ class Generator:
         of = resharding(part.degrees, "hybridflow")
         self.trained, self.stage, self.pipeline = trained, stage, pipeline
         self.device, self.spans = part.device, part.spans
-        self.over = mesh(of.grouping.groups("gen_tp"), part.device)["member"]
-        micro_dp = mesh(of.grouping.groups("micro_dp"), part.device)["member"]
+        self.over = DeviceMesh.from_group(part.groups.of(of.grouping.groups("gen_tp")), part.device.type)
+        micro_dp = part.groups.of(of.grouping.groups("micro_dp"))
         layers = len(trained.model.layers)
-        self.engine = HybridEngine(of, dist.get_rank(), layers, micro_dp.get_group())
+        self.engine = HybridEngine(of, dist.get_rank(), layers, micro_dp)
         self.engine.shards = {key: local(p.data) for key, p in _matrices(trained).items()}
         self.model = _skeleton(trained, self.over)
         self.whole: list[dict[str, torch.Size]] = [{} for _ in range(stage.count)]

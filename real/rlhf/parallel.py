@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -16,10 +17,11 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+from real.groups import Groups
 from real.rlhf.spans import Spans, unrecorded
 from real.tensor_parallel import Sum
 from simcore.buckets import assign
-from simcore.hybridflow.grouping import Degrees, Ints
+from simcore.hybridflow.grouping import Degrees
 
 MATRICES = {
     "self_attn.q_proj": 0,
@@ -33,15 +35,10 @@ MATRICES = {
 """Of a layer, with the axis along which tensor parallelism cuts the weight: by columns of the product 0, by rows 1."""
 
 
-def mesh(groups: Ints, device: torch.device) -> DeviceMesh:
-    """Groups (n, size) as a mesh of that shape, axes `replica` and `member`. Every rank of the process group must call it."""
-    return DeviceMesh(device.type, torch.from_numpy(groups), mesh_dim_names=("replica", "member"))
-
-
-def training_mesh(degrees: Degrees, device: torch.device) -> DeviceMesh:
+def training_mesh(degrees: Degrees, device: torch.device, groups: Groups) -> DeviceMesh:
     """All ranks as pipeline stages, replicas and tensor parallel ranks: axes `pp`, `dp` and `tp`, the order of `grouping`."""
-    ranks = torch.arange(degrees.n_ranks).view(degrees.pp, degrees.dp, degrees.tp)
-    return DeviceMesh(device.type, ranks, mesh_dim_names=("pp", "dp", "tp"))
+    ranks = np.arange(degrees.n_ranks).reshape(degrees.pp, degrees.dp, degrees.tp)
+    return groups.mesh(device, ranks, ("pp", "dp", "tp"))
 
 
 def tensor_parallel(model: nn.Module, over: DeviceMesh, spans: Spans | None = None) -> None:

@@ -34,7 +34,7 @@ class Actor:
 
     def __init__(self, job: Job, part: Part) -> None:
         self.job, self.part, self.device = job, part, part.device
-        over = training_mesh(part.degrees, part.device)
+        over = training_mesh(part.degrees, part.device, part.groups)
         self.stage, self.replicas = _stage(job, part, over), over["dp"].get_group()
         self.model = cut(actor_model(job), self.stage, "lm_head").to(part.device)
         tensor_parallel(self.model, over["tp"], part.spans)
@@ -117,7 +117,7 @@ class CriticRole:
 
     def __init__(self, job: Job, part: Part) -> None:
         self.job, self.part = job, part
-        over = training_mesh(part.degrees, part.device)
+        over = training_mesh(part.degrees, part.device, part.groups)
         self.stage, self.replicas = _stage(job, part, over), over["dp"].get_group()
         self.model = cut(Critic(job), self.stage, "value").to(part.device)
         tensor_parallel(self.model, over["tp"], part.spans)
@@ -164,7 +164,7 @@ class ReferenceRole:
 
     def __init__(self, job: Job, part: Part) -> None:
         self.job, self.part = job, part
-        over = training_mesh(part.degrees, part.device)
+        over = training_mesh(part.degrees, part.device, part.groups)
         self.stage = _stage(job, part, over)
         self.model = cut(actor_model(job), self.stage, "lm_head").to(part.device).requires_grad_(False)
         tensor_parallel(self.model, over["tp"], part.spans)
@@ -201,7 +201,8 @@ ROLES: Mapping[str, type] = {
 
 
 def _stage(job: Job, part: Part, over: DeviceMesh) -> Stage:
-    return Stage(over["pp"], grouping(part.degrees).groups("pp"), int(job.model["hidden"]), part.spans)
+    back = part.groups.of(grouping(part.degrees).groups("pp"), "back") if part.degrees.pp > 1 else None
+    return Stage(over["pp"].get_group(), back, int(job.model["hidden"]), part.spans)
 
 
 def _scored(part: Part, stage: Stage, model: LlamaForCausalLM, tokens: Tensor, prompt_len: int, named: str) -> Columns:

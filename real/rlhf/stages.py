@@ -9,10 +9,8 @@ from typing import TypeVar
 
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 
 from real.rlhf.spans import Spans
-from simcore.hybridflow.grouping import Ints
 from simcore.training.schedule import layers_of_chunks
 
 M = TypeVar("M", bound=nn.Module)
@@ -21,15 +19,14 @@ M = TypeVar("M", bound=nn.Module)
 class Stage:
     """A rank's place in its pipeline: stage `number` of `count`, between which hidden states are `width` wide."""
 
-    def __init__(self, over: DeviceMesh, pipelines: Ints, width: int, spans: Spans) -> None:
-        """`over` has the ranks of this rank's pipeline, `pipelines` (n, stages) those of all; every rank of the process group must
-        call it. Gradients have groups of their own: between two GPUs what one group sends waits for what it receives."""
-        self.number, self.count = over.get_local_rank(), over.size()
+    def __init__(self, ahead: dist.ProcessGroup, back: dist.ProcessGroup | None, width: int, spans: Spans) -> None:
+        """`ahead` has the ranks of this rank's pipeline in their order, and so has `back` where they are more than one. Gradients
+        have a group of their own: between two GPUs what one group sends waits for what it receives."""
+        self.number, self.count = ahead.rank(), ahead.size()
         self.width, self.spans = width, spans
         self._ways: dict[bool, _Way] = {}
-        if self.count > 1:
-            back, _ = dist.new_subgroups_by_enumeration(pipelines.tolist())
-            self._ways = {True: _Way(over.get_group(), self.number, 1), False: _Way(back, self.number, -1)}
+        if back is not None:
+            self._ways = {True: _Way(ahead, self.number, 1), False: _Way(back, self.number, -1)}
 
     @property
     def first(self) -> bool:

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from real.groups import Groups
 from real.load import Clock
 from real.precision.memory_limit import MemoryLimit
 from real.process import keep_freed_memory
@@ -53,6 +54,7 @@ class Worker:
         self.rank, self.size, self.pool = rank, size, Path(log).name.partition(".")[0]
         self.roles: dict[str, Any] = {}
         self.fetched_B = 0
+        self.groups = Groups()
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         for stream in (sys.stdout, sys.stderr):
             os.dup2(out, stream.fileno())
@@ -86,7 +88,7 @@ class Worker:
 
     def build(self, role: str, job: Job, degrees: Degrees, portions: Portions) -> None:
         """Make this rank's part of a model."""
-        self.roles[role] = ROLES[role](job, Part(degrees, portions, self.device, self.spans))
+        self.roles[role] = ROLES[role](job, Part(degrees, portions, self.device, self.spans, self.groups))
 
     def run(
         self, role: str, method: str, wanted: Mapping[str, list[Piece]], constants: Mapping[str, Any], call: str = ""
