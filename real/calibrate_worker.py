@@ -8,12 +8,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
+from math import exp, log
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from scipy.optimize import isotonic_regression
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.nn import functional
 
@@ -39,7 +41,7 @@ LINEARS = (
     (256, 688),
 )
 LINEARS += ((512, 512), (1376, 512), (512, 1376))
-ROWS = (256, 1024, 2048)
+ROWS, QUICK_ROWS = (64, 128, 256, 1024, 2048), (1024,)
 CELLS = ((128, 128), (256, 256), (1024, 128), (1024, 256), (1024, 688), (2048, 512), (2048, 1376), (4096, 2048))
 HEADS = (  # batch, heads, kv_heads, q_len, kv_len, head_dim, causal
     (2, 2, 2, 128, 128, 64, 1), (8, 4, 4, 128, 128, 64, 1), (16, 4, 4, 128, 128, 64, 1), (8, 2, 2, 128, 128, 64, 1),
@@ -62,6 +64,8 @@ MODELS = (
 """What kernels take inside a model is compared with what they take alone on these."""
 
 PASSES = 2
+ROUNDS = 3
+"""Through all collectives: as threads happen to meet on a core they take half a millisecond or four, for a second at a time."""
 WARM_UP = 3
 
 Row = tuple[tuple[int, ...], float, float]
@@ -81,7 +85,7 @@ def main() -> None:
         found["eager"] = eager(0.01 if quick else 0.03, 1 if quick else 5, PROMPTS[:1] if quick else PROMPTS)
         found["models"] = _models(0.3 if quick else 4.0, 1 if quick else WARM_UP)
         if dist.get_world_size() > 1:
-            found["collectives"] = _collectives(5 if quick else 30)
+            found["collectives"] = _collectives(1 if quick else ROUNDS, 5 if quick else 25)
             alone = dict(found["collectives"]["all_reduce"])[BESIDE_B]
             found["slowdown"] = median(_slowdown(alone) for _ in range(3))
         write_atomically(folder / f"rank{dist.get_rank()}.json", json.dumps(found))
@@ -108,7 +112,7 @@ def _kernels(at_least_s: float, quick: bool, folder: Path) -> dict[str, list[Row
 
 def _points(at_least_s: float, quick: bool) -> Iterator[tuple[str, tuple[int, ...], Callable[[], tuple[float, float]]]]:
     """Every kernel and size with the function that times it."""
-    for rows in ROWS[1:2] if quick else ROWS:
+    for rows in QUICK_ROWS if quick else ROWS:
         for wide, deep in LINEARS:
             for sizes, run in microbench.gemms(rows, wide, deep).items():
                 yield "gemm", sizes, lambda run=run: timed(run, at_least_s)  # type: ignore[misc]
@@ -130,14 +134,15 @@ def _launch() -> float:
     return timed(lambda: a.add_(1.0), 0.05)[0]
 
 
-def _collectives(repeats: int) -> dict[str, list[tuple[int, float]]]:
+def _collectives(rounds: int, repeats: int) -> dict[str, list[tuple[int, float]]]:
     """Seconds by bytes, sizes as nccl-tests counts them: the mean of all ranks, of calls that stand between products.
 
-    Between products as in training: what it costs to wake up, and that somebody is always a little late, is part of it.
+    Between products as in training: what it costs to wake up, and that somebody is always a little late, is part of it. A message
+    takes no less than a smaller one: what says otherwise is noise, and such sizes have their mean.
     """
     n, rank = dist.get_world_size(), dist.get_rank()
-    out: dict[str, list[tuple[int, float]]] = {}
-    for size in MESSAGES:
+    found: dict[str, dict[int, list[float]]] = {}
+    for size in MESSAGES * rounds:
         count = max(size // 4 // n, 1) * n
         buffers = InTurn(lambda c=count: (torch.zeros(c), torch.zeros(c // n)))  # type: ignore[misc]
 
@@ -152,8 +157,16 @@ def _collectives(repeats: int) -> dict[str, list[tuple[int, float]]]:
             "send_recv": swap,
         }
         for name, run in runs.items():
-            out.setdefault(name, []).append((count * 4, _between_products(run, buffers, repeats)))
-    return out
+            seconds = _between_products(run, buffers, repeats)
+            found.setdefault(name, {}).setdefault(count * 4, []).append(seconds)
+    return {name: _growing({size: fmean(each) for size, each in sizes.items()}) for name, sizes in found.items()}
+
+
+def _growing(seconds: Mapping[int, float]) -> list[tuple[int, float]]:
+    """By size, in least squares of logarithms."""
+    sizes = sorted(seconds)
+    logs = isotonic_regression([log(seconds[size]) for size in sizes]).x
+    return [(size, exp(x)) for size, x in zip(sizes, logs.tolist(), strict=True)]
 
 
 def _between_products(run: Callable[[torch.Tensor, torch.Tensor], object], buffers: InTurn, repeats: int) -> float:

@@ -38,7 +38,6 @@ def gradients(part: Part, stage: Stage, tokens: Tensor, run: Run) -> None:
         else:
             _backward(stage, *held.pop(m), f"m{m}/s{{s}}c0/bwd")
     stage.settle()
-    stage.spans.part(None)
 
 
 def step(stage: Stage, optimizer: torch.optim.Optimizer) -> None:

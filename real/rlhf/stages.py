@@ -44,11 +44,13 @@ class Stage:
         return way.receive(into, self.spans.sending(f"{task.format(s=way.source)}/send", into.nbytes))
 
     def send(self, x: Tensor, *, ahead: bool) -> None:
-        """To the next stage, or back to the one before. Does not wait until it is there."""
+        """To the next stage, or back to the one before. Waits, which is no task, until what was sent before is there."""
+        self.spans.part(None)
         self._ways[ahead].send(x.detach().contiguous())
 
     def settle(self) -> None:
-        """Wait until all that was sent is there."""
+        """Wait until all that was sent is there, which is no task."""
+        self.spans.part(None)
         for way in self._ways.values():
             way.settle()
 
