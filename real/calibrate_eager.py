@@ -21,7 +21,7 @@ from transformers import LlamaForCausalLM
 from costmodels import generation_eager
 from costmodels.specs import DeviceSpec
 from costmodels.transformer import TransformerShape
-from real.microbench import InTurn, timed
+from real.microbench import InTurn, mean_and_spread, timed
 from real.model import build_model
 from real.rlhf.parallel import tensor_parallel
 from real.rlhf.sampling import generate, gumbel
@@ -77,7 +77,7 @@ def eager(at_least_s: float, repeats: int, prompts: Sequence[int]) -> dict[str, 
 
 
 def step_seconds(shape: Mapping[str, int], batch: int, prompt: int, repeats: int, split: bool = False) -> float:
-    """Seconds of a decode step after prompts of that length: the median of so many answers, the first of which is not counted."""
+    """Seconds of a decode step after prompts of that length: the mean of so many answers after the first, without the slowest."""
     model = _model(shape, split=split)
     prompts = torch.randint(0, shape["vocab"], (batch, prompt))
     found = []
@@ -86,7 +86,7 @@ def step_seconds(shape: Mapping[str, int], batch: int, prompt: int, repeats: int
         read: list[float] = []
         generate(model, prompts, STEPS, end=-1, prompts_read=lambda r=read: r.append(time.perf_counter()))  # type: ignore[misc]
         found.append((time.perf_counter() - read[0]) / (STEPS - 1))
-    return _mean_of_ranks(float(np.median(found[1:])))
+    return _mean_of_ranks(mean_and_spread(found[1:])[0])
 
 
 def _split(layer_s: float, repeats: int) -> dict[str, float]:
