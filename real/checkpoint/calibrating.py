@@ -40,10 +40,7 @@ def add_checkpoints(
     """Measure, and add phases to the devices and exchanges to the link that are in `out`; returns what a catalogue entry says of
     each of the stores (name to folder) that are there."""
     stores = {name: folder for name, folder in stores.items() if folder.is_dir()}
-    found = {
-        "together": _run(processes, stores, quick, part(progress, 0.0, 0.6)),
-        "alone": _run(1, stores, quick, part(progress, 0.6, 1.0)),
-    }
+    found = _measured(processes, stores, quick, progress)
     for device, how in DEVICES.items():
         entry = _read(out, "devices", device)
         entry["measured"] |= {"checkpoint": phases(found[how].stores), **asdict(found[how].usual)}
@@ -71,12 +68,23 @@ class Found:
     usual: Speed
 
 
-def _run(processes: int, stores: Mapping[str, Path], quick: bool, progress: Progress | None) -> Found:
-    """What so many processes measure at once, in several launches: what disturbs one for seconds is not in the others."""
-    roots, count = [str(path.resolve()) for path in stores.values()], 1 if quick else LAUNCHES
-    arguments = ["quick" if quick else "full", *roots]
-    launches = [_launched(processes, arguments, part(progress, i / count, (i + 1) / count)) for i in range(count)]
-    ranks = [merged([ranks[r] for ranks in launches]) for r in range(processes)]
+def _measured(processes: int, stores: Mapping[str, Path], quick: bool, progress: Progress | None) -> dict[str, "Found"]:
+    """What so many processes measure `together` and one `alone`, in turn and in several launches: what disturbs one of them for
+    half a minute is not in the others."""
+    count = 1 if quick else LAUNCHES
+    arguments = ["quick" if quick else "full", *(str(path.resolve()) for path in stores.values())]
+    together, alone = [], []
+    for i in range(count):
+        first, middle, last = ((i + share) / count for share in (0.0, 0.6, 1.0))
+        together.append(_launched(processes, arguments, part(progress, first, middle)))
+        alone.append(_launched(1, arguments, part(progress, middle, last)))
+    return {"together": _found(together, stores), "alone": _found(alone, stores)}
+
+
+def _found(launches: Sequence[Sequence[Mapping[str, Rows]]], stores: Mapping[str, Path]) -> "Found":
+    """Of all launches together, given what each of their ranks measured."""
+    roots = [str(path.resolve()) for path in stores.values()]
+    ranks = [merged(of_rank) for of_rank in zip(*launches, strict=True)]
     usual = Speed.usual([Speed(**run["speed"]) for rows in ranks[0].values() for row in rows for run in row["runs"]])
     found = {
         store: [

@@ -23,6 +23,7 @@ from real.checkpoint.storage import Local
 
 COPY_B = 64 * 2**20
 """Of each rank: beyond every cache, and a few milliseconds."""
+SAMPLES = 4
 CLOSE = 0.12
 """Share by which the speed of memory may differ; copies with nothing else in the way differ by half of that."""
 MOST = 2
@@ -75,10 +76,10 @@ class Memory:
             self._file.write(bytes_of(self._source))
 
     def speed(self) -> Speed:
-        """The better of two measurements, each as fast as its slowest rank, times the ranks."""
-        found = torch.tensor([[self._copied_s(), self._read_s()] for _ in range(2)], dtype=torch.float64)
+        """The mean of `SAMPLES`, each as fast as its slowest rank, times the ranks: what disturbs some disturbs a run, too."""
+        found = torch.tensor([[self._copied_s(), self._read_s()] for _ in range(SAMPLES)], dtype=torch.float64)
         dist.all_reduce(found, dist.ReduceOp.MAX, group=self._group)
-        copied_s, read_s = found.amin(dim=0).tolist()
+        copied_s, read_s = found.mean(dim=0).tolist()
         moved_B = COPY_B * dist.get_world_size()
         return Speed(copy_B_per_s=moved_B / copied_s, block_B_per_s=moved_B / read_s)
 
