@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -54,12 +54,13 @@ VARIATIONS: Variations = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Played:
-    """A variation's plan and its real runs."""
+    """A variation's plan, its real runs, and the paces of the machine before and after each."""
 
     name: str
     scenario: Scenario
     plan: Plan
-    runs: Sequence[Trace]
+    runs: list[Trace] = field(default_factory=list)
+    paces: list[Pace] = field(default_factory=list)
 
     def row(self, slower: Slower | None = None) -> dict[str, Any]:
         """Simulated and measured seconds of an iteration, and the error of the prediction; at another pace if one is given."""
@@ -85,21 +86,23 @@ def measure(
 ) -> list[dict[str, Any]]:
     """A row for each variation, in their order. With `paced` errors are those at the pace that the machine had meanwhile.
 
+    All run in turn, and then again, `repeat` times: what disturbs this machine for a minute meets one run of each.
+
     Raises `InputError` for names that no variation has, and where `paced` and no pace was measured with the costs.
     """
     wanted = chosen(names, [name for name, _ in variations])
     scenarios = [(name, load(scenario, overrides)) for name, overrides in variations if name in wanted]
     known = [usual_pace(one) for _, one in scenarios] if paced else []
-    paces = [probe()] if paced else []
-    rows = []
-    for i, (name, one) in enumerate(scenarios):
-        print(f"{i + 1} of {len(scenarios)}: {name}", file=sys.stderr, flush=True)
-        plan, machine = one.plan(), open_backend("real", one)
-        played = Played(name=name, scenario=one, plan=plan, runs=[machine.run(plan) for _ in range(repeat)])
+    played = [Played(name=name, scenario=one, plan=one.plan()) for name, one in scenarios]
+    paces, total = [probe()] if paced else [], repeat * len(played)
+    for i in range(total):
+        one = played[i % len(played)]
+        print(f"{i + 1} of {total}: {one.name}", file=sys.stderr, flush=True)
+        one.runs.append(open_backend("real", one.scenario).run(one.plan))
         if paced:
             paces.append(probe())
-        rows.append(played.row(Slower.than(known[i], Pace.between(paces[-2:])) if paced else None))
-    return rows
+            one.paces.extend(paces[-2:])
+    return [one.row(Slower.than(known[i], Pace.between(one.paces)) if paced else None) for i, one in enumerate(played)]
 
 
 def chosen(names: Sequence[str], known: Sequence[str]) -> Sequence[str]:

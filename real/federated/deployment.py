@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
+
 from real.federated.certificates import AUTHORITY, issue
 from real.federated.orders import client_name
 from real.federated.peer_process import PEERS_FILE
@@ -52,10 +54,16 @@ class Running:
             )
 
     def kill(self, name: str) -> None:
-        """End a process and its children at once, as a power cut would."""
+        """End a process and all that it started at once, as a power cut would; a SuperLink's have sessions of their own."""
+        process, started = self.processes[name], list[psutil.Process]()
+        with suppress(psutil.NoSuchProcess):
+            started = psutil.Process(process.pid).children(recursive=True)
         with suppress(ProcessLookupError):
-            os.killpg(self.processes[name].pid, signal.SIGKILL)
-        self.processes[name].wait()
+            os.killpg(process.pid, signal.SIGKILL)
+        for one in started:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        process.wait()
 
     def words(self, name: str, lines: int = 5) -> str:
         """The last that a process said."""

@@ -76,7 +76,13 @@ def processes(sizes: Sequence[int], folder: Path) -> Iterator[list[Pool]]:
 def _start_ray(ranks: int) -> None:
     """A Ray of this process. Raises `CannotRun` where it does not start: on a busy machine it gives up after a while."""
     try:
-        ray.init(num_cpus=ranks, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(
+            num_cpus=ranks,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            _system_config={"worker_niceness": 0},  # by default whatever else runs goes before
+        )
     except Exception as error:  # what Ray raises here is of no class of its own
         ray.shutdown()
         problem = Problem("ray", str(error), "a Ray that starts", "Try again when the machine is less busy.")

@@ -1,11 +1,13 @@
 """Flower's apps: in its simulation and deployed they make the same model; who fails is named and the round goes on."""
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -15,7 +17,7 @@ from flwr.app import ConfigRecord, Context, Error, Message, RecordDict  # noqa: 
 from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
 
 from real.federated import flower_client, flower_server  # noqa: E402
-from real.federated.deployment import Running, deployed, finished, rounds, simulated, submit  # noqa: E402
+from real.federated.deployment import Running, deployed, finished, rounds, running, simulated, submit  # noqa: E402
 from real.federated.federation import LocalFederation  # noqa: E402
 from real.federated.flower_server import ROUNDS_FILE  # noqa: E402
 from real.federated.local import State  # noqa: E402
@@ -31,6 +33,21 @@ def task(monkeypatch: pytest.MonkeyPatch) -> None:
     """Flower's messages ask who makes them."""
     for name in ("_task_id", "_run_id", "_node_id"):
         monkeypatch.setattr(TaskIdentity, name, 1)
+
+
+def test_what_a_process_starts_in_a_session_of_its_own_ends_with_it(tmp_path: Path) -> None:
+    """As a SuperLink starts the programs of its apps."""
+    sleeps = [sys.executable, "-c", "import time; time.sleep(600)"]
+    starts = f"import subprocess as s, time; print(s.Popen({sleeps!r}, start_new_session=True).pid, flush=True); time.sleep(600)"
+    with running(tmp_path) as found:
+        found.start("link", sys.executable, "-c", starts)
+        end = time.monotonic() + 60
+        while not (said := (tmp_path / "link.log").read_text().strip()) and time.monotonic() < end:
+            time.sleep(0.05)
+        child = psutil.Process(int(said))
+        assert child.is_running()
+    gone, alive = psutil.wait_procs([child], timeout=10)
+    assert (gone, alive) == ([child], [])
 
 
 class DirectGrid:
