@@ -1,8 +1,8 @@
 """Process groups, one for all who ask for the same ranks.
 
 Every group of gloo has a thread of its own that wakes up a hundred times a second, on the core that computes: with ten of them a
-forward pass takes 2 to 3 % longer, with forty 8 % (measured on two cores).
-torch makes a group for each axis of each `DeviceMesh`, also where an axis has one rank, or all.
+forward pass takes about 3 % longer, with forty 8 % (measured on two cores). torch makes a group for each axis of each
+`DeviceMesh`, also where an axis has one rank, or all.
 """
 
 import numpy as np

@@ -5,7 +5,7 @@
 wants an earlier `windtunnel calibrate`. Ends with exit code 1 if the median error of the iteration time is above 10 % or the
 largest above 20 %.
 
-A virtual machine is not always as fast as when costs were measured. Before and after each variation the ranks' cores do passes and
+A virtual machine is not always as fast as when costs were measured. Before and after each run the ranks' cores do passes and
 decode steps of a calibration's models; "passes" and "steps" are how many times as long as then these took, "error" is that of a
 simulation with such cores, and "as calibrated" that of one which knows nothing of it (see `real.pace`).
 """

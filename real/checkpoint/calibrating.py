@@ -39,7 +39,7 @@ def add_checkpoints(
 ) -> dict[str, dict[str, float]]:
     """Measure, and add phases to the devices and exchanges to the link that are in `out`; returns what a catalogue entry says of
     each of the stores (name to folder) that are there."""
-    stores = {name: folder for name, folder in stores.items() if folder.is_dir()}
+    stores = {name: folder.resolve() for name, folder in stores.items() if folder.is_dir()}
     found = _measured(processes, stores, quick, progress)
     for device, how in DEVICES.items():
         entry = _read(out, "devices", device)
@@ -68,11 +68,11 @@ class Found:
     usual: Speed
 
 
-def _measured(processes: int, stores: Mapping[str, Path], quick: bool, progress: Progress | None) -> dict[str, "Found"]:
+def _measured(processes: int, stores: Mapping[str, Path], quick: bool, progress: Progress | None) -> dict[str, Found]:
     """What so many processes measure `together` and one `alone`, in turn and in several launches: what disturbs one of them for
     half a minute is not in the others."""
     count = 1 if quick else LAUNCHES
-    arguments = ["quick" if quick else "full", *(str(path.resolve()) for path in stores.values())]
+    arguments = ["quick" if quick else "full", *map(str, stores.values())]
     together, alone = [], []
     for i in range(count):
         first, middle, last = ((i + share) / count for share in (0.0, 0.6, 1.0))
@@ -81,16 +81,16 @@ def _measured(processes: int, stores: Mapping[str, Path], quick: bool, progress:
     return {"together": _found(together, stores), "alone": _found(alone, stores)}
 
 
-def _found(launches: Sequence[Sequence[Mapping[str, Rows]]], stores: Mapping[str, Path]) -> "Found":
+def _found(launches: Sequence[Sequence[Mapping[str, Rows]]], stores: Mapping[str, Path]) -> Found:
     """Of all launches together, given what each of their ranks measured."""
-    roots = [str(path.resolve()) for path in stores.values()]
     ranks = [merged(of_rank) for of_rank in zip(*launches, strict=True)]
     usual = Speed.usual([Speed(**run["speed"]) for rows in ranks[0].values() for row in rows for run in row["runs"]])
     found = {
         store: [
-            joined(rows, usual, in_memory=store == IN_MEMORY) for rows in zip(*(r[root] for r in ranks), strict=True)
+            joined(rows, usual, in_memory=store == IN_MEMORY)
+            for rows in zip(*(r[str(root)] for r in ranks), strict=True)
         ]
-        for store, root in zip(stores, roots, strict=True)
+        for store, root in stores.items()
     }
     return Found(stores=found, usual=usual)
 

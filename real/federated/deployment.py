@@ -54,10 +54,13 @@ class Running:
             )
 
     def kill(self, name: str) -> None:
-        """End a process and all that it started at once, as a power cut would; a SuperLink's have sessions of their own."""
-        process, started = self.processes[name], list[psutil.Process]()
-        with suppress(psutil.NoSuchProcess):
+        """End a process and all that it started at once, as a power cut would. What a SuperLink starts is in a session of its own,
+        which a signal to the SuperLink's group does not reach."""
+        process = self.processes[name]
+        try:
             started = psutil.Process(process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            started = []
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         for one in started:

@@ -81,7 +81,7 @@ def _start_ray(ranks: int) -> None:
             include_dashboard=False,
             log_to_driver=False,
             logging_level="ERROR",
-            _system_config={"worker_niceness": 0},  # by default whatever else runs goes before
+            _system_config={"worker_niceness": 0},  # 15 by default, so that whatever else runs goes first
         )
     except Exception as error:  # what Ray raises here is of no class of its own
         ray.shutdown()

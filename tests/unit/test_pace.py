@@ -6,11 +6,14 @@ from typing import Any
 import pytest
 
 from costmodels.specs import DeviceSpec
+from real import variations
 from real.pace import Pace, Slower, at_pace, entry, usual
 from real.variations import chosen, usual_pace
 from simcore.errors import InputError
-from simcore.scenario import load
+from simcore.plan import Plan
+from simcore.scenario import Scenario, load
 from simcore.sim import SimBackend
+from simcore.trace import Trace
 from tests.golden.reports import CATALOG, ROOT
 
 EAGER = {
@@ -93,3 +96,29 @@ def test_variations_that_do_not_exist_are_refused_all_at_once() -> None:
     with pytest.raises(InputError) as caught:
         chosen(("b", "c", "d"), ("a", "b"))
     assert [problem.given for problem in caught.value.problems] == ["'c'", "'d'"]
+
+
+def test_variations_run_in_turn_and_each_knows_the_paces_around_its_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[int] = []
+
+    class Machine:
+        def __init__(self, scenario: Scenario) -> None:
+            self.scenario = scenario
+
+        def run(self, plan: Plan) -> Trace:
+            ran.append(int(plan.workload["seq_len"]))
+            return replace(SimBackend.from_scenario(self.scenario).run(plan), backend="real")
+
+    probes = iter([1.0, 2.0, 4.0, 8.0, 16.0])
+    monkeypatch.setattr(variations, "open_backend", lambda _, scenario: Machine(scenario))
+    monkeypatch.setattr(variations, "load", lambda path, overrides: load(path, overrides, [CATALOG]))
+    monkeypatch.setattr(variations, "usual_pace", lambda _: Pace(pass_s=1.0, step_s=1.0))
+    monkeypatch.setattr(variations, "probe", lambda: Pace(pass_s=next(probes), step_s=1.0))
+    rows = variations.measure(QUICKSTART, 2, variations=(("long", ("workload.seq_len=256",)), ("short", ())))
+    assert ran == [256, 128, 256, 128]
+    assert [row["variation"] for row in rows] == ["long", "short"]
+    assert [row["passes"] for row in rows] == [
+        pytest.approx((1 * 2 * 4 * 8) ** 0.25),
+        pytest.approx((2 * 4 * 8 * 16) ** 0.25),
+    ]
+    assert all(row["as_calibrated"] == pytest.approx(0.0) for row in rows)
