@@ -106,7 +106,11 @@ class Memory:
     def runs(self, once: Callable[[], T], count: int, usual_B_per_s: float | None = None) -> list[Run[T]]:
         """`count` runs in their order: those with memory nearest to `usual_B_per_s` out of up to `MOST` times as many, fewer as
         soon as enough are close to it; without it the first ones. Decided alike on all ranks, by what they have measured together.
+
+        What others have left to be written is on the disk before the first.
         """
+        if dist.get_rank() == 0 and hasattr(os, "sync"):
+            os.sync()
         if usual_B_per_s is None:
             return [self._run(once) for _ in range(count)]
         found = list[Run[T]]()

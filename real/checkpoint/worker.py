@@ -7,7 +7,6 @@ all ranks copy so many bytes per second (`steady`), any for 0.
 
 import itertools
 import json
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -56,8 +55,6 @@ def _measured(
     limit = MemoryLimit.start(dist.get_rank(), None, device)
     player = makes.get(plays, lambda: Loads(plan, device, root))()
     player.warm()
-    if dist.get_rank() == 0 and hasattr(os, "sync"):
-        os.sync()  # what others have left to be written is not written beside the runs
     begun = Clock.now()
     runs = _runs(player, memory, int(plan.workload["iterations"]), usual_B_per_s, folder)
     spent = Clock.now().since(begun)
