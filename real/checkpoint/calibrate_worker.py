@@ -101,7 +101,7 @@ class _Job:
             WatchedStorage(Local(root), self.log), ranks=ranks, background=background, threads=1, keep=1
         )
         self.step = 0
-        self.memory = Memory()
+        self.memory = Memory(root)
 
     def rows(self) -> State:
         """This rank's rows of every tensor."""

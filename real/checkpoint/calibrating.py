@@ -7,7 +7,7 @@ are lines through what states of different sizes took. A store's streams are wha
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,6 +17,7 @@ import yaml
 from scipy.optimize import nnls
 
 from costmodels.catalog import write_entry
+from real.checkpoint.drifting import Slower
 from real.checkpoint.steady import Speed, is_close, nearest
 from real.launch import launch
 from real.storage_bench import request_seconds
@@ -26,8 +27,9 @@ IN_MEMORY = "this_machine_shm"
 DEVICES = {"this_machine": "together", "this_machine_alone": "alone"}
 LINK = "this_machine_loopback"
 
-COPIES, BLOCKS = ("copy",), ("read", "deserialise")
-"""Phases that take as much longer as copies, or as reading blocks of files in memory and hashing them; see `drifting`."""
+COPIES, BLOCKS, DISK = ("copy",), ("read", "deserialise"), ("upload",)
+"""Phases that take as much longer as copies, as reading blocks of files in memory and hashing them, or as writing to a disk; see
+`drifting`."""
 
 LAUNCHES = 3
 
@@ -43,7 +45,7 @@ def add_checkpoints(
     found = _measured(processes, stores, quick, progress)
     for device, how in DEVICES.items():
         entry = _read(out, "devices", device)
-        entry["measured"] |= {"checkpoint": phases(found[how].stores), **asdict(found[how].usual)}
+        entry["measured"] |= {"checkpoint": phases(found[how].stores), **found[how].usual.known()}
         write_entry(out, "devices", device, entry)
     link = _read(out, "links", LINK)
     together, alone = (found[how].stores for how in ("together", "alone"))
@@ -136,7 +138,7 @@ def joined(rows: Rows, usual: Speed, *, in_memory: bool) -> dict[str, Any]:
         raw = {**last["phases"], **ends, **({"copy": copied} if copied else {})}
         found = {name: seconds * factors.get(name, 1.0) for name, seconds in raw.items()}
         lasted = max(run["seconds"] for run in of_ranks) + sum(
-            found[name] - raw[name] for name in BLOCKS if name in raw
+            found[name] - raw[name] for name in (*BLOCKS, *DISK) if name in raw
         )
         runs.append({"seconds": lasted, "phases": found})
     names = dict.fromkeys(name for run in runs for name in run["phases"])
@@ -151,10 +153,11 @@ def joined(rows: Rows, usual: Speed, *, in_memory: bool) -> dict[str, Any]:
 
 def _factors(speed: Speed, usual: Speed, *, in_memory: bool) -> dict[str, float]:
     """What phases would have taken at the usual speed, over what they took; reading from a disk does not go with memory."""
-    copies, blocks = speed.copy_B_per_s / usual.copy_B_per_s, speed.block_B_per_s / usual.block_B_per_s
+    slower = Slower.than(usual, speed)
     return {
-        **dict.fromkeys(COPIES, copies),
-        **{name: blocks for name in BLOCKS if in_memory or name == "deserialise"},
+        **dict.fromkeys(COPIES, 1.0 / slower.copies),
+        **{name: 1.0 / slower.blocks for name in BLOCKS if in_memory or name == "deserialise"},
+        **dict.fromkeys(DISK, 1.0 / slower.disk),
     }
 
 

@@ -2,14 +2,16 @@
 
 Copies of a state go with copies; what is handed on between ranks is put down as if it all were copies. Reading from a file in
 memory, verifying and filling in go with blocks that are read and hashed. While copies were up to 1.5 times as fast, nothing else
-changed by more than 15 %: checksums of what is saved, writing, also to files in memory, planning, meeting.
+changed by more than 15 %: checksums of what is saved, writing to files in memory, planning, meeting. Writing to a disk goes with
+what a file on it takes.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from costmodels.specs import DeviceSpec, LinkSpec, StoreSpec
+from real.checkpoint.steady import Speed
 from simcore.cluster import Cluster
 from simcore.network.fabric import HostFabric
 from simcore.scenario import Scenario
@@ -21,10 +23,21 @@ EXCHANGE = "all_to_all"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slower:
-    """How many times as long copies, and blocks that are read and hashed, take as when costs were measured."""
+    """How many times as long copies, blocks that are read and hashed, and writing to the disk take as when costs were measured."""
 
     copies: float = 1.0
     blocks: float = 1.0
+    disk: float = 1.0
+
+    @classmethod
+    def than(cls, usual: Speed, now: Speed) -> Self:
+        """The disk is as it was where it was not written to."""
+        then, found = usual.disk_B_per_s, now.disk_B_per_s
+        return cls(
+            copies=usual.copy_B_per_s / now.copy_B_per_s,
+            blocks=usual.block_B_per_s / now.block_B_per_s,
+            disk=1.0 if then is None or found is None else then / found,
+        )
 
 
 def simulator(scenario: Scenario, slower: Slower) -> SimBackend:
@@ -35,7 +48,7 @@ def simulator(scenario: Scenario, slower: Slower) -> SimBackend:
 
 def at_speed(cluster: Cluster, slower: Slower) -> Cluster:
     """The same with other costs of what is done in memory."""
-    stores = {name: _store(store, slower.blocks) for name, store in cluster.stores.items()}
+    stores = {name: _store(store, slower) for name, store in cluster.stores.items()}
     fabric = cluster.fabric
     return replace(
         cluster,
@@ -65,9 +78,12 @@ def _link(link: LinkSpec, slower: float) -> LinkSpec:
     return replace(link, measured={**link.measured, EXCHANGE: scaled} if scaled else link.measured)
 
 
-def _store(store: StoreSpec, slower: float) -> StoreSpec:
-    """Files in memory are read as fast as blocks; others as fast as their disk."""
-    if store.kind != "memory":
+def _store(store: StoreSpec, slower: Slower) -> StoreSpec:
+    """Files in memory are read as fast as blocks; a disk of the machine is written as fast as it is beside the runs."""
+    if store.kind == "memory":
+        rates, factor = ("read_B_per_s", "stream_read_B_per_s"), slower.blocks
+    elif not store.shared:
+        rates, factor = ("write_B_per_s", "stream_write_B_per_s"), slower.disk
+    else:
         return store
-    read = {"read_B_per_s": store.read_B_per_s / slower, "stream_read_B_per_s": store.stream_read_B_per_s / slower}
-    return replace(store, **read)  # type: ignore[arg-type]
+    return replace(store, **{rate: getattr(store, rate) / factor for rate in rates})

@@ -136,7 +136,7 @@ class Local:
                 handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             try:
                 os.ftruncate(handle, nbytes)
-                yield lambda offset_B, data: _write_all(handle, offset_B, data)
+                yield lambda offset_B, data: write_all(handle, offset_B, data)
                 os.fsync(handle)
             finally:
                 os.close(handle)
@@ -256,7 +256,7 @@ BLOCK_B = 16 * 2**20
 """assumption: of one call of the operating system; large enough that calls do not count."""
 
 
-def _write_all(handle: int, offset_B: int, data: memoryview) -> None:
+def write_all(handle: int, offset_B: int, data: memoryview) -> None:
     while len(data):
         written = os.pwrite(handle, data[:BLOCK_B], offset_B)
         offset_B, data = offset_B + written, data[written:]

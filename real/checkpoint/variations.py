@@ -5,9 +5,10 @@
 wants an earlier `windtunnel calibrate`, which saves and loads states of other sizes. Ends with exit code 1 if an error is above
 15 %. Where other programs took more than a twentieth of the ranks' cores, the row says that it was disturbed.
 
-A virtual machine's memory is not always as fast as when costs were measured. Beside each run both ranks copy, and read and hash
-blocks of a file in memory; "copies" and "blocks" are how many times as long that took as during the calibration, "error" is that
-of a simulation with such a memory, and "as calibrated" that of one which knows nothing of it.
+A virtual machine's memory and disk are not always as fast as when costs were measured. Beside each run both ranks copy, read and
+hash blocks of a file in memory, and write to the disk where checkpoints are on it; "copies", "blocks" and "disk" are how many times
+as long that took as during the calibration, "error" is that of a simulation with such a machine, and "as calibrated" that of one
+which knows nothing of it.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from statistics import median
@@ -38,6 +39,7 @@ from simcore.trace import Trace
 
 LARGEST = 0.15
 LAUNCHES = 3
+FACTORS = tuple(f.name for f in fields(Slower))
 SMALL = "workload.model={layers: 4, hidden: 512, ffn: 1376, heads: 8, vocab: 4096}"
 DISK = "cluster.stores=[this_machine_disk]"
 FSDP2 = ("planner.zero=3", "planner.rows=true", "planner.overlap=false")
@@ -125,14 +127,12 @@ def _rows(one: Played) -> Iterator[dict[str, Any]]:
 
 
 def slower_memory(measured: Sequence[Trace]) -> Slower:
-    """How memory was beside the runs; as when costs were measured where that is not known."""
+    """How memory and disk were beside the runs; as when costs were measured where that is not known."""
     usual = measured[0].environment["usual_speed"]
     if usual is None:
         return Slower()
     found = Speed.usual([Speed(**speed) for trace in measured for speed in trace.environment["speeds"]])
-    return Slower(
-        copies=usual["copy_B_per_s"] / found.copy_B_per_s, blocks=usual["block_B_per_s"] / found.block_B_per_s
-    )
+    return Slower.than(Speed(**usual), found)
 
 
 def _row(name: str, seconds: Sequence[float], slower: Slower, real: Sequence[Trace]) -> dict[str, Any]:
@@ -143,8 +143,7 @@ def _row(name: str, seconds: Sequence[float], slower: Slower, real: Sequence[Tra
         "simulated": simulated,
         "measured": measured,
         "error": simulated / measured - 1,
-        "copies": slower.copies,
-        "blocks": slower.blocks,
+        **asdict(slower),
         "as calibrated": calibrated / measured - 1,
         "warnings": [w for trace in real for w in trace.warnings],
     }
@@ -171,13 +170,13 @@ def _stalls_s(plan: Plan, trace: Trace) -> list[float]:
 def table_of(rows: Sequence[dict[str, Any]]) -> Table:
     """The rows as a table."""
     table = Table(box=None, header_style="bold")
-    for column in ("variation", "simulated", "measured", "error", "copies", "blocks", "as calibrated"):
+    for column in ("variation", "simulated", "measured", "error", *FACTORS, "as calibrated"):
         table.add_column(column, justify="left" if column == "variation" else "right")
     for row in rows:
         times = [f"{row[world] * 1e3:.1f} ms" for world in ("simulated", "measured")]
         shares = [
             f"{row['error']:+.1%}",
-            *(f"x {row[x]:.2f}" for x in ("copies", "blocks")),
+            *(f"x {row[x]:.2f}" for x in FACTORS),
             f"{row['as calibrated']:+.1%}",
         ]
         table.add_row(row["variation"], *times, *shares)

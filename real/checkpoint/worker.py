@@ -51,7 +51,7 @@ def _measured(
         "training": lambda: Training(plan, device, root),
         "save": lambda: Saves(plan, device, root, choice_of(plan)),
     }
-    memory = Memory()
+    memory = Memory(root)
     limit = MemoryLimit.start(dist.get_rank(), None, device)
     player = makes.get(plays, lambda: Loads(plan, device, root))()
     player.warm()

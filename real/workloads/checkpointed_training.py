@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -111,10 +111,11 @@ def run(plan: Plan, cluster: Cluster, *, progress: Progress | None = None) -> Tr
 
 
 def usual_speed(plan: Plan, cluster: Cluster) -> Speed | None:
-    """How fast memory was in all when costs were measured; None where that is unknown, or the ranks leave cores idle."""
+    """How fast memory and disk were in all when costs were measured; None where memory's is unknown, or ranks leave cores idle."""
     measured = cluster.device(0).measured
     known = {f.name: float(str(measured[f.name])) for f in fields(Speed) if f.name in measured}
-    if len(known) < len(fields(Speed)) or plan.n_ranks < (os.cpu_count() or 1):
+    wanted = {f.name for f in fields(Speed) if f.default is MISSING}
+    if not wanted <= known.keys() or plan.n_ranks < (os.cpu_count() or 1):
         return None
     return Speed(**known)
 

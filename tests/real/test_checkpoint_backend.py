@@ -222,6 +222,16 @@ def test_loads_are_put_down_at_the_usual_speed_of_blocks(in_memory: bool, read_s
     assert found["seconds"] == pytest.approx(0.5 + read_s + 2.0)
 
 
+def test_writing_to_a_disk_is_put_down_at_its_usual_speed() -> None:
+    phases = {"agree": 0.5, "serialise": 1.0, "upload": 6.0, "barrier/meet": 0.0}
+    sizes = {"what": "save", "items": 1, "shards": 2, "nbytes": 8, "read_B": 8, "received_B": 0, "first_agree": 0.0}
+    slow = {**speed(), "disk_B_per_s": 1e9}
+    rows = [{**sizes, "runs": [{"seconds": 7.5, "phases": phases, "speed": slow}]}]
+    found = joined(rows, Speed(**{**slow, "disk_B_per_s": 3e9}), in_memory=False)
+    assert found["phases"] == {**phases, "upload": pytest.approx(2.0), "barrier": 0.0, "commit": 0.0}
+    assert found["seconds"] == pytest.approx(3.5)
+
+
 def test_launches_are_one_measurement() -> None:
     """Runs of all of them by row, and the median of what only the first run of each shows."""
     rows = [{"/dev/shm": [{"what": "save", "first_agree": first, "runs": [first]}]} for first in (1.0, 5.0, 2.0)]

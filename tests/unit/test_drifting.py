@@ -8,6 +8,7 @@ import pytest
 from costmodels import catalog
 from costmodels.specs import DeviceSpec
 from real.checkpoint.drifting import Slower, at_speed
+from real.checkpoint.steady import Speed
 from simcore.cluster import Cluster
 from simcore.scenario import load
 from tests.golden.reports import CATALOG, ROOT
@@ -54,9 +55,27 @@ def changed(device: DeviceSpec) -> dict[str, object]:
     return {name: phase for name, phase in phases.items() if phase != PHASES[name]}
 
 
-def test_a_disk_is_as_fast_as_it_was() -> None:
-    disk = replace(calibrated(), stores={"disk": catalog.store("nvme_gen4")})
-    assert at_speed(disk, Slower(blocks=2.0)).stores == disk.stores
+def test_a_disk_is_written_as_much_slower_and_memory_changes_nothing_of_it() -> None:
+    disk = catalog.store("nvme_gen4")
+    kept = replace(calibrated(), stores={"disk": disk, "all": catalog.store("nfs")})
+    assert at_speed(kept, Slower(blocks=2.0)).stores == kept.stores
+    slower = at_speed(kept, Slower(disk=2.0)).stores
+    assert slower["all"] == kept.stores["all"]
+    assert (slower["disk"].write_B_per_s, slower["disk"].read_B_per_s) == (disk.write_B_per_s / 2, disk.read_B_per_s)
+    assert slower["disk"].stream_write_B_per_s == disk.stream_write_B_per_s / 2
+
+
+def test_speeds_are_compared_where_they_are_known() -> None:
+    memory, disk = (
+        Speed(copy_B_per_s=2.0, block_B_per_s=3.0),
+        Speed(copy_B_per_s=4.0, block_B_per_s=6.0, disk_B_per_s=1.0),
+    )
+    usual = Speed.usual([memory, memory, disk, disk])
+    assert usual == Speed(copy_B_per_s=3.0, block_B_per_s=4.5, disk_B_per_s=1.0)
+    assert Speed.between(memory, disk).known() == {"copy_B_per_s": pytest.approx(8 / 3), "block_B_per_s": 4.0}
+    assert Speed.between(disk, replace(disk, disk_B_per_s=3.0)).disk_B_per_s == 1.5
+    assert Slower.than(usual, memory) == Slower(copies=1.5, blocks=1.5)
+    assert Slower.than(usual, replace(disk, disk_B_per_s=0.5)) == Slower(copies=0.75, blocks=0.75, disk=2.0)
 
 
 def test_nothing_changes_at_the_usual_speed_or_where_nothing_was_measured() -> None:
