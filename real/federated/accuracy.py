@@ -91,8 +91,8 @@ nothing but the choice; the shared gate is a variant that the server averages, t
 
 Settings come from seed 0 alone, 30 rounds at Dirichlet 0.5: `P` of 19 and `tau` of 0.1 from a larger model of unturned images, and
 the clients' rate from turned ones. FedAvg-MoE is best at 0.1 of 0.1 and 0.2 on these, and of 0.05 and 0.1 on unturned ones, as is
-per-index averaging; FedMoE-DA was given the same rate. It does not lose by that: of 0.03, 0.05, 0.1 and 0.14 on unturned images at 0.5,
-seeds 1 to 4, 0.14 is its best with 92.7 %, and 0.1 that of per-index averaging with 93.2 and of FedAvg-MoE with 93.8."""
+per-index averaging; FedMoE-DA was given the same rate. It does not lose by that: of 0.03, 0.05, 0.1 and 0.14 on unturned images at
+0.5, seeds 1 to 4, 0.14 is its best with 92.7 %, and 0.1 that of per-index averaging with 93.2 and of FedAvg-MoE with 93.8."""
 
 
 def measure(job: Job) -> Run:
