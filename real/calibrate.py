@@ -30,7 +30,7 @@ from real.launch import Progress, launch
 
 
 def calibrate(out: Path, *, quick: bool = False, progress: Progress | None = None) -> dict[str, Any]:
-    """Write device, link and store files into `out`; returns what matters of them. About six minutes, `quick` one and a half."""
+    """Write device, link and store files into `out`; returns what matters of them. About seven minutes, `quick` one and a half."""
 
     def report(first: float, last: float, doing: str) -> Progress:
         def part(share: float, phrase: str) -> None:

@@ -27,7 +27,6 @@ from simcore.backend import open_backend
 from simcore.compare import compare_traces
 from simcore.errors import InputError, Problem, WindtunnelError
 from simcore.plan import Plan
-from simcore.reporting.report import report
 from simcore.scenario import Scenario, load
 from simcore.sim import SimBackend
 from simcore.trace import Trace
@@ -64,11 +63,10 @@ class Played:
     paces: list[Pace] = field(default_factory=list)
 
     def row(self, slower: Slower | None = None) -> dict[str, Any]:
-        """Simulated and measured seconds of an iteration, those of each run, and the error; at another pace if one is given."""
+        """Simulated and measured seconds of an iteration, and the error of the prediction; at another pace if one is given."""
         calibrated = SimBackend.from_scenario(self.scenario)
         known = compare_traces(self.plan, calibrated.run(self.plan), self.runs)
-        times = [report(self.plan, run).metrics["iteration_s"] for run in self.runs]
-        row = {"variation": self.name, "spread": known.spread, "runs_s": times}
+        row = {"variation": self.name, "spread": known.spread}
         if slower is None:
             return {**row, **known.metrics["iteration_s"], "parts_s": known.parts_s}
         there = calibrated.on(at_pace(calibrated.cluster, slower))

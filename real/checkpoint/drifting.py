@@ -1,4 +1,4 @@
-"""Costs while memory is faster or slower than it was when they were measured.
+"""Costs while memory and disk are faster or slower than they were when they were measured.
 
 Copies of a state go with copies; what is handed on between ranks is put down as if it all were copies. Reading from a file in
 memory, verifying and filling in go with blocks that are read and hashed. While copies were up to 1.5 times as fast, nothing else
@@ -47,7 +47,7 @@ def simulator(scenario: Scenario, slower: Slower) -> SimBackend:
 
 
 def at_speed(cluster: Cluster, slower: Slower) -> Cluster:
-    """The same with other costs of what is done in memory."""
+    """The same with other costs of what is done in memory and written to the disk."""
     stores = {name: _store(store, slower) for name, store in cluster.stores.items()}
     fabric = cluster.fabric
     return replace(

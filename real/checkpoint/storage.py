@@ -257,6 +257,7 @@ BLOCK_B = 16 * 2**20
 
 
 def write_all(handle: int, offset_B: int, data: memoryview) -> None:
+    """Write at an offset of an open file, as often as the system takes only a part."""
     while len(data):
         written = os.pwrite(handle, data[:BLOCK_B], offset_B)
         offset_B, data = offset_B + written, data[written:]

@@ -118,7 +118,7 @@ class Played:
 
 
 def _rows(one: Played) -> Iterator[dict[str, Any]]:
-    slower = slower_memory(one.measured)
+    slower = slower_than_usual(one.measured)
     simulated = [open_backend("sim", one.scenario).run(one.plan), simulator(one.scenario, slower).run(one.plan)]
     traces = ([simulated[0]], [simulated[1]], one.measured)
     if one.stalls:
@@ -126,7 +126,7 @@ def _rows(one: Played) -> Iterator[dict[str, Any]]:
     yield _row(one.name, [whole_s(of) for of in traces], slower, one.measured)
 
 
-def slower_memory(measured: Sequence[Trace]) -> Slower:
+def slower_than_usual(measured: Sequence[Trace]) -> Slower:
     """How memory and disk were beside the runs; as when costs were measured where that is not known."""
     usual = measured[0].environment["usual_speed"]
     if usual is None:

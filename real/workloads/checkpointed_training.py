@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from real.checkpoint.steady import Speed, is_close
+from real.checkpoint.steady import SHARED_MEMORY, Speed, is_close
 from real.here import most_ranks, path_taken
 from real.launch import launch
 from real.traces import trace_of
@@ -24,8 +24,8 @@ from simcore.trace import Trace
 
 SYSTEMS = ("windtunnel", "windtunnel_sync")
 STORES: Mapping[str, Path] = {
-    "dev_shm": Path("/dev/shm"),
-    "this_machine_shm": Path("/dev/shm"),
+    "dev_shm": SHARED_MEMORY,
+    "this_machine_shm": SHARED_MEMORY,
     "this_machine_disk": Path(),
 }
 """Where a store of the catalogue is on this machine; the disk is that of the current folder."""
