@@ -62,15 +62,22 @@ def vars_of(problem: Problem) -> list[str]:
     return [problem.field, problem.given, problem.allowed, problem.advice]
 
 
-def gather_layouts(ranks: Ranks, described: Described) -> list[dict[str, Any]]:
-    """What every rank holds, as plain data."""
+def gather_layouts(
+    ranks: Ranks, described: Described | None, mistake: WindtunnelError | None = None
+) -> list[dict[str, Any]]:
+    """What every rank holds, as plain data; a rank that could not describe that has a mistake, which every rank raises."""
+    told = b"" if described is None else _layout(described)
+    return [json.loads(text) for text in gather_problems(ranks, mistake, told)]
+
+
+def _layout(described: Described) -> bytes:
     numbers = {name: i for i, name in enumerate(described.specs)}
     layout = {
         "specs": [[s.name, s.shape, s.dtype, s.role] for s in described.specs.values()],
         "boxes": [[numbers[p.spec.name], p.box.offsets, p.box.lengths] for p in described.pieces],
         "aliases": dict(described.aliases),
     }
-    return [json.loads(text) for text in ranks.all_gather(json.dumps(layout).encode())]
+    return json.dumps(layout).encode()
 
 
 def held_of(layout: Mapping[str, Any]) -> tuple[list[TensorSpec], list[tuple[TensorSpec, Box]]]:

@@ -23,13 +23,11 @@ from real.launch import launch
 from real.storage_bench import request_seconds
 from simcore.progress import Progress, part
 
-IN_MEMORY = "this_machine_shm"
 DEVICES = {"this_machine": "together", "this_machine_alone": "alone"}
 LINK = "this_machine_loopback"
 
-COPIES, BLOCKS, DISK = ("copy",), ("read", "deserialise"), ("upload",)
-"""Phases that take as much longer as copies, as reading blocks of files in memory and hashing them, or as writing to a disk; see
-`drifting`."""
+COPIES, DISK = ("copy",), ("upload",)
+"""Phases that take as much longer as copies, or as writing to a disk; see `drifting`."""
 
 LAUNCHES = 3
 
@@ -88,10 +86,7 @@ def _found(launches: Sequence[Sequence[Mapping[str, Rows]]], stores: Mapping[str
     ranks = [merged(of_rank) for of_rank in zip(*launches, strict=True)]
     usual = Speed.usual([Speed(**run["speed"]) for rows in ranks[0].values() for row in rows for run in row["runs"]])
     found = {
-        store: [
-            joined(rows, usual, in_memory=store == IN_MEMORY)
-            for rows in zip(*(r[str(root)] for r in ranks), strict=True)
-        ]
+        store: [joined(rows, usual) for rows in zip(*(r[str(root)] for r in ranks), strict=True)]
         for store, root in stores.items()
     }
     return Found(stores=found, usual=usual)
@@ -120,26 +115,25 @@ def merged(launches: Sequence[Mapping[str, Rows]]) -> dict[str, Rows]:
     }
 
 
-def joined(rows: Rows, usual: Speed, *, in_memory: bool) -> dict[str, Any]:
+def joined(rows: Rows, usual: Speed) -> dict[str, Any]:
     """One row of all ranks': medians over the half of the runs, or more, whose memory was nearest to the usual.
 
     Of each run the phases of the rank for which the others waited; what only rank 0 does, the end of a save, is its own, and of
-    copies the slower one counts, for which training waits. What goes with the speed of memory is put down at the usual one.
+    copies the slower one counts, for which training waits. What goes with the speed of copies or of the disk is put down at the
+    usual one.
     """
     speeds = [Speed(**run["speed"]) for run in rows[0]["runs"]]
     copies = [speed.copy_B_per_s for speed in speeds]
     count = max(sum(is_close(x, usual.copy_B_per_s) for x in copies), -(-len(copies) // 2))
     runs = []
     for i in nearest(copies, usual.copy_B_per_s, count):
-        of_ranks, factors = [r["runs"][i] for r in rows], _factors(speeds[i], usual, in_memory=in_memory)
+        of_ranks, factors = [r["runs"][i] for r in rows], _factors(speeds[i], usual)
         last = min(of_ranks, key=lambda run: float(run["phases"].get("barrier/meet", 0.0)))
         ends = {name: of_ranks[0]["phases"].get(name, 0.0) for name in ("barrier", "commit")}
         copied = max(run["phases"].get("copy", 0.0) for run in of_ranks)
         raw = {**last["phases"], **ends, **({"copy": copied} if copied else {})}
         found = {name: seconds * factors.get(name, 1.0) for name, seconds in raw.items()}
-        lasted = max(run["seconds"] for run in of_ranks) + sum(
-            found[name] - raw[name] for name in (*BLOCKS, *DISK) if name in raw
-        )
+        lasted = max(run["seconds"] for run in of_ranks) + sum(found[name] - raw[name] for name in DISK if name in raw)
         runs.append({"seconds": lasted, "phases": found})
     names = dict.fromkeys(name for run in runs for name in run["phases"])
     means = {key: float(np.mean([r[key] for r in rows])) for key in ("read_B", "received_B", "first_agree")}
@@ -151,12 +145,11 @@ def joined(rows: Rows, usual: Speed, *, in_memory: bool) -> dict[str, Any]:
     }
 
 
-def _factors(speed: Speed, usual: Speed, *, in_memory: bool) -> dict[str, float]:
-    """What phases would have taken at the usual speed, over what they took; reading from a disk does not go with memory."""
+def _factors(speed: Speed, usual: Speed) -> dict[str, float]:
+    """What phases would have taken at the usual speed, over what they took."""
     slower = Slower.than(usual, speed)
     return {
         **dict.fromkeys(COPIES, 1.0 / slower.copies),
-        **{name: 1.0 / slower.blocks for name in BLOCKS if in_memory or name == "deserialise"},
         **dict.fromkeys(DISK, 1.0 / slower.disk),
     }
 

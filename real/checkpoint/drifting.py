@@ -1,9 +1,8 @@
 """Costs while memory and disk are faster or slower than they were when they were measured.
 
-Copies of a state go with copies; what is handed on between ranks is put down as if it all were copies. Reading from a file in
-memory, verifying and filling in go with blocks that are read and hashed. While copies were up to 1.5 times as fast, nothing else
-changed by more than 15 %: checksums of what is saved, writing to files in memory, planning, meeting. Writing to a disk goes with
-what a file on it takes.
+Copies of a state go with copies; what is handed on between ranks is put down as if it all were copies. While copies were up to
+1.5 times as fast, nothing else changed by more than 15 %: checksums of what is saved, reading and writing files in memory,
+verifying, planning, meeting. Writing to a disk goes with what a file on it takes.
 """
 
 from collections.abc import Mapping
@@ -17,16 +16,15 @@ from simcore.network.fabric import HostFabric
 from simcore.scenario import Scenario
 from simcore.sim import SimBackend
 
-COPIES, BLOCKS = ("d2h",), ("verify", "place")
+COPIES = ("d2h",)
 EXCHANGE = "all_to_all"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slower:
-    """How many times as long copies, blocks that are read and hashed, and writing to the disk take as when costs were measured."""
+    """How many times as long copies and writing to the disk take as when costs were measured."""
 
     copies: float = 1.0
-    blocks: float = 1.0
     disk: float = 1.0
 
     @classmethod
@@ -35,7 +33,6 @@ class Slower:
         then, found = usual.disk_B_per_s, now.disk_B_per_s
         return cls(
             copies=usual.copy_B_per_s / now.copy_B_per_s,
-            blocks=usual.block_B_per_s / now.block_B_per_s,
             disk=1.0 if then is None or found is None else then / found,
         )
 
@@ -63,8 +60,7 @@ def _device(device: DeviceSpec, slower: Slower) -> DeviceSpec:
     phases: Any = device.measured.get("checkpoint")
     if phases is None:
         return device
-    factors = {**dict.fromkeys(COPIES, slower.copies), **dict.fromkeys(BLOCKS, slower.blocks)}
-    scaled = {name: _phase(own, factors.get(name, 1.0)) for name, own in phases.items()}
+    scaled = {name: _phase(own, slower.copies if name in COPIES else 1.0) for name, own in phases.items()}
     return replace(device, measured={**device.measured, "checkpoint": scaled})
 
 
@@ -79,11 +75,8 @@ def _link(link: LinkSpec, slower: float) -> LinkSpec:
 
 
 def _store(store: StoreSpec, slower: Slower) -> StoreSpec:
-    """Files in memory are read as fast as blocks; a disk of the machine is written as fast as it is beside the runs."""
-    if store.kind == "memory":
-        rates, factor = ("read_B_per_s", "stream_read_B_per_s"), slower.blocks
-    elif not store.shared:
-        rates, factor = ("write_B_per_s", "stream_write_B_per_s"), slower.disk
-    else:
+    """A disk of the machine is written as fast as it is beside the runs."""
+    if store.kind == "memory" or store.shared:
         return store
-    return replace(store, **{rate: getattr(store, rate) / factor for rate in rates})
+    rates = ("write_B_per_s", "stream_write_B_per_s")
+    return replace(store, **{rate: getattr(store, rate) / slower.disk for rate in rates})

@@ -53,8 +53,8 @@ class Restore:
     ) -> Loaded:
         """See `Checkpointer.load`."""
         chosen = self._agreed_choice(name, step)
-        metadata, described, own = self._described(chosen, by_rank)
-        wanted = merged_wanted(gather_layouts(self.ranks, described), metadata.tensors, metadata.aliases)
+        metadata, described, own, layouts = self._described(chosen, by_rank)
+        wanted = merged_wanted(layouts, metadata.tensors, metadata.aliases)
         groups = None if read_groups is None else np.asarray(read_groups, dtype=np.int64)
         plan = read_plan(metadata.shards, wanted, groups)
         targets = _targets(metadata, described)
@@ -74,19 +74,21 @@ class Restore:
                 mistake = error
         return gather_problems(self.ranks, mistake, chosen.encode())[0].decode()
 
-    def _described(self, chosen: str, by_rank: Sequence[int] | None) -> tuple[Metadata, Described, list[int]]:
-        """What the checkpoint has and what this rank wants; every rank raises if one cannot go on."""
-        mistake: WindtunnelError | None = None
+    def _described(
+        self, chosen: str, by_rank: Sequence[int] | None
+    ) -> tuple[Metadata, Described, list[int], list[dict[str, Any]]]:
+        """What the checkpoint has, and what this rank and all ranks want; every rank raises if one cannot go on."""
+        described, mistake = None, None
         try:
             metadata = decode(self.storage.metadata(chosen), f"{chosen}/{FILE}")
             shared = {role: tree for role, tree in self.state.items() if role not in self.per_rank}
-            described = describe(shared, self.ranks.rank, ())
             own = [r for r in ([self.ranks.rank] if by_rank is None else by_rank) if 0 <= r < metadata.n_ranks]
-            described = self._with_own(described, chosen, metadata, own)
+            described = self._with_own(describe(shared, self.ranks.rank, ()), chosen, metadata, own)
         except WindtunnelError as error:
             mistake = error
-        gather_problems(self.ranks, mistake)
-        return metadata, described, own
+        layouts = gather_layouts(self.ranks, described, mistake)
+        assert described is not None  # or everybody has raised
+        return metadata, described, own, layouts
 
     def _with_own(self, described: Described, chosen: str, metadata: Metadata, own: Sequence[int]) -> Described:
         """Tensors of roles that ranks keep by themselves are made here: nobody has them yet."""

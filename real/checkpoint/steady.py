@@ -1,9 +1,9 @@
 """Runs that count: those during which this machine's memory was as fast as when costs were measured.
 
 A virtual machine shares its memory channels and its last cache with others. On the one this was written on copies are 1.5 times as
-fast for seconds at a time, with nothing else running in it; saves are copies for the most part. Loads read blocks into the core's
-cache and hash them there, which varies by itself. So both are timed before and after every run, and where checkpoints are kept
-on a disk, which others use, too, so is writing to it. Which runs count is decided by copies alone, never by what a run took.
+fast for seconds at a time, with nothing else running in it; saves are copies for the most part. So copies are timed before and
+after every run, and where checkpoints are kept on a disk, which others use, too, so is writing to it. Which runs count is decided
+by copies alone, never by what a run took.
 """
 
 import os
@@ -18,10 +18,9 @@ from typing import Generic, TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
-import xxhash
 
 from real.checkpoint.memory import bytes_of
-from real.checkpoint.storage import Local, write_all
+from real.checkpoint.storage import write_all
 
 COPY_B = 64 * 2**20
 """Of each rank: beyond every cache, and a few milliseconds."""
@@ -40,11 +39,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """Bytes per second that all ranks together copy, that they read from a file in memory and hash, block by block, and that they
-    write to the disk; None where nothing is kept on one."""
+    """Bytes per second that all ranks together copy, and that they write to the disk; None where nothing is kept on one."""
 
     copy_B_per_s: float
-    block_B_per_s: float
     disk_B_per_s: float | None = None
 
     @classmethod
@@ -53,7 +50,6 @@ class Speed:
         written = [s.disk_B_per_s for s in speeds if s.disk_B_per_s is not None]
         return cls(
             copy_B_per_s=median(s.copy_B_per_s for s in speeds),
-            block_B_per_s=median(s.block_B_per_s for s in speeds),
             disk_B_per_s=median(written) if written else None,
         )
 
@@ -67,7 +63,6 @@ class Speed:
         a, b = before.disk_B_per_s, after.disk_B_per_s
         return cls(
             copy_B_per_s=harmonic_mean((before.copy_B_per_s, after.copy_B_per_s)),
-            block_B_per_s=harmonic_mean((before.block_B_per_s, after.block_B_per_s)),
             disk_B_per_s=None if a is None or b is None else harmonic_mean((a, b)),
         )
 
@@ -87,10 +82,6 @@ class Memory:
         self._group = dist.new_group(backend="gloo")
         self._source = torch.ones(COPY_B // 4)
         self._target = torch.zeros(COPY_B // 4)
-        self._file = None
-        if hasattr(os, "memfd_create"):  # as a file object, which goes with this one
-            self._file = os.fdopen(os.memfd_create("windtunnel-speed"), "r+b", buffering=0)
-            self._file.write(bytes_of(self._source))
         self._disk = None
         if folder is not None and not in_memory(folder):
             handle, name = mkstemp(dir=folder, prefix=".windtunnel-speed-")
@@ -100,14 +91,13 @@ class Memory:
 
     def speed(self) -> Speed:
         """The mean of `SAMPLES`, each as fast as its slowest rank, times the ranks: what disturbs some disturbs a run, too."""
-        took = [(self._copied_s(), self._read_s(), self._written_s() if self._disk else 0.0) for _ in range(SAMPLES)]
+        took = [(self._copied_s(), self._written_s() if self._disk else 0.0) for _ in range(SAMPLES)]
         found = torch.tensor(took, dtype=torch.float64)
         dist.all_reduce(found, dist.ReduceOp.MAX, group=self._group)
-        copied_s, read_s, written_s = found.mean(dim=0).tolist()
+        copied_s, written_s = found.mean(dim=0).tolist()
         ranks = dist.get_world_size()
         return Speed(
             copy_B_per_s=COPY_B * ranks / copied_s,
-            block_B_per_s=COPY_B * ranks / read_s,
             disk_B_per_s=DISK_B * ranks / written_s if self._disk else None,
         )
 
@@ -115,20 +105,6 @@ class Memory:
         dist.barrier(group=self._group)
         start = time.perf_counter()
         self._target.copy_(self._source)
-        return time.perf_counter() - start
-
-    def _read_s(self) -> float:
-        """As a load does it; where a system has no files in memory, blocks are copied."""
-        dist.barrier(group=self._group)
-        whole, source = bytes_of(self._target), bytes_of(self._source)
-        start, hashed = time.perf_counter(), xxhash.xxh3_64()
-        for first in range(0, COPY_B, Local.block_B):
-            block = whole[first : first + Local.block_B]
-            if self._file is None:
-                block[:] = source[first : first + Local.block_B]
-            else:
-                os.preadv(self._file.fileno(), [block], first)
-            hashed.update(block)
         return time.perf_counter() - start
 
     def _written_s(self) -> float:

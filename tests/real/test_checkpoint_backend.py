@@ -185,8 +185,8 @@ def test_a_core_does_one_thing_at_a_time(tmp_path: Path) -> None:
     assert report.metrics["iteration_s"] == pytest.approx(plan.decisions["predicted"]["save_s"], rel=1e-3)
 
 
-def speed(copies: float = 2e10, blocks: float = 1e10) -> dict[str, float]:
-    return {"copy_B_per_s": copies, "block_B_per_s": blocks}
+def speed(copies: float = 2e10) -> dict[str, float]:
+    return {"copy_B_per_s": copies}
 
 
 def test_a_run_that_was_disturbed_does_not_count() -> None:
@@ -206,20 +206,19 @@ def test_a_run_that_was_disturbed_does_not_count() -> None:
         }
         for r in range(2)
     ]
-    found = joined(ranks, Speed(**speed()), in_memory=True)
+    found = joined(ranks, Speed(**speed()))
     assert found["phases"] == {"copy": 1.4, "barrier/meet": 0.1, "barrier": 0.1, "commit": 0.0}
     assert found["seconds"] == pytest.approx(1.6)
 
 
-@pytest.mark.parametrize(("in_memory", "read_s"), [(True, 1.0), (False, 2.0)])
-def test_loads_are_put_down_at_the_usual_speed_of_blocks(in_memory: bool, read_s: float) -> None:
-    """Blocks took twice as long: so did hashing, and reading from memory, but not reading from a disk."""
+def test_loads_are_as_they_were() -> None:
+    """Copies were half as fast, which loads do not go with."""
     phases = {"planning": 0.5, "read": 2.0, "deserialise": 4.0, "barrier/meet": 0.0}
     sizes = {"what": "load", "items": 1, "shards": 2, "nbytes": 8, "read_B": 8, "received_B": 0, "first_agree": 0.0}
-    rows = [{**sizes, "runs": [{"seconds": 6.5, "phases": phases, "speed": speed(blocks=5e9)}]}]
-    found = joined(rows, Speed(**speed()), in_memory=in_memory)
-    assert found["phases"] == {**phases, "read": read_s, "deserialise": 2.0, "barrier": 0.0, "commit": 0.0}
-    assert found["seconds"] == pytest.approx(0.5 + read_s + 2.0)
+    rows = [{**sizes, "runs": [{"seconds": 6.5, "phases": phases, "speed": speed(1e10)}]}]
+    found = joined(rows, Speed(**speed()))
+    assert found["phases"] == {**phases, "barrier": 0.0, "commit": 0.0}
+    assert found["seconds"] == pytest.approx(6.5)
 
 
 def test_writing_to_a_disk_is_put_down_at_its_usual_speed() -> None:
@@ -227,7 +226,7 @@ def test_writing_to_a_disk_is_put_down_at_its_usual_speed() -> None:
     sizes = {"what": "save", "items": 1, "shards": 2, "nbytes": 8, "read_B": 8, "received_B": 0, "first_agree": 0.0}
     slow = {**speed(), "disk_B_per_s": 1e9}
     rows = [{**sizes, "runs": [{"seconds": 7.5, "phases": phases, "speed": slow}]}]
-    found = joined(rows, Speed(**{**slow, "disk_B_per_s": 3e9}), in_memory=False)
+    found = joined(rows, Speed(**{**slow, "disk_B_per_s": 3e9}))
     assert found["phases"] == {**phases, "upload": pytest.approx(2.0), "barrier": 0.0, "commit": 0.0}
     assert found["seconds"] == pytest.approx(3.5)
 

@@ -1,22 +1,26 @@
 """Ranks of one host hand on what they read through memory that they share, others through the network: with the same result."""
 
 import os
+import random
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from real.checkpoint.checkpointer import Checkpointer, load
 from real.checkpoint.errors import CheckpointError, CorruptCheckpoint
 from real.checkpoint.leaves import Part
-from real.checkpoint.ranks import Processes, own_group
+from real.checkpoint.ranks import HEADS_B, Processes, own_group
 from real.checkpoint.sharing import NAME, Neighbours
 from real.checkpoint.storage import Local
 from simcore.checkpoint.boxes import chunk
 from tests.real.checkpoint_processes import ended, world
 from tests.real.checkpoint_world import Threads, bits, in_world, random_tensor
 
+HEAD = HEADS_B // 3
+"""Bytes of a payload that travel with its size, among three ranks."""
 SIZES = (3, 1000, 70_000, 5, 300_000, 300_000, 1)
 
 
@@ -48,6 +52,22 @@ def test_every_message_arrives_as_it_was_sent(where: str) -> None:
             assert all(torch.equal(found, message(r, rank, turn)) for r, found in arriving.items())
         near = {0, 1, 2} if where == "together" else {0, 1} if where == "one apart" else set()
         assert set(neighbours_of(ranks)) == (near - {rank} if rank in near else set())
+
+    assert ended(world(3, work)) == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "sizes", [(0, 0, 0), (1, 0, 5), (HEAD, HEAD - 1, 0), (HEAD + 1, 2, HEAD), (0, 5 * HEAD, 3 * HEAD)]
+)
+def test_payloads_of_any_length_reach_everybody(sizes: tuple[int, ...]) -> None:
+    """With their sizes as far as they fit there, and with a second message where one is longer."""
+    told = [random.Random(rank).randbytes(size) for rank, size in enumerate(sizes)]
+
+    def work(rank: int) -> None:
+        ranks, calls, gather = own_group(), [], dist.all_gather
+        dist.all_gather = lambda *a, **k: (calls.append(1), gather(*a, **k))
+        assert ranks.all_gather(told[rank]) == told
+        assert len(calls) == (2 if max(sizes) > HEAD else 1)
 
     assert ended(world(3, work)) == [0, 0, 0]
 

@@ -39,16 +39,6 @@ def test_copies_and_exchanges_take_as_much_longer() -> None:
     assert slower.stores == calibrated().stores
 
 
-def test_what_is_read_and_hashed_takes_as_much_longer_and_files_in_memory_are_read_as_much_slower() -> None:
-    slower, before = at_speed(calibrated(), Slower(blocks=2.0)), calibrated()
-    assert set(changed(slower.devices[0])) == {"verify", "place"}
-    for name, store in before.stores.items():
-        assert slower.stores[name].read_B_per_s == store.read_B_per_s / 2
-        assert slower.stores[name].write_B_per_s == store.write_B_per_s
-    capacity, known = slower.fabric.capacity_B_per_s, before.fabric.capacity_B_per_s
-    assert sorted(set((capacity[known > 0] / known[known > 0]).tolist())) == [0.5, 1.0]
-
-
 def changed(device: DeviceSpec) -> dict[str, object]:
     """Phases that cost something else than before."""
     phases: Any = device.measured["checkpoint"]
@@ -58,7 +48,7 @@ def changed(device: DeviceSpec) -> dict[str, object]:
 def test_a_disk_is_written_as_much_slower_and_memory_changes_nothing_of_it() -> None:
     disk = catalog.store("nvme_gen4")
     kept = replace(calibrated(), stores={"disk": disk, "all": catalog.store("nfs")})
-    assert at_speed(kept, Slower(blocks=2.0)).stores == kept.stores
+    assert at_speed(kept, Slower(copies=2.0)).stores == kept.stores
     slower = at_speed(kept, Slower(disk=2.0)).stores
     assert slower["all"] == kept.stores["all"]
     assert (slower["disk"].write_B_per_s, slower["disk"].read_B_per_s) == (disk.write_B_per_s / 2, disk.read_B_per_s)
@@ -66,20 +56,17 @@ def test_a_disk_is_written_as_much_slower_and_memory_changes_nothing_of_it() -> 
 
 
 def test_speeds_are_compared_where_they_are_known() -> None:
-    memory, disk = (
-        Speed(copy_B_per_s=2.0, block_B_per_s=3.0),
-        Speed(copy_B_per_s=4.0, block_B_per_s=6.0, disk_B_per_s=1.0),
-    )
+    memory, disk = Speed(copy_B_per_s=2.0), Speed(copy_B_per_s=4.0, disk_B_per_s=1.0)
     usual = Speed.usual([memory, memory, disk, disk])
-    assert usual == Speed(copy_B_per_s=3.0, block_B_per_s=4.5, disk_B_per_s=1.0)
-    assert Speed.between(memory, disk).known() == {"copy_B_per_s": pytest.approx(8 / 3), "block_B_per_s": 4.0}
+    assert usual == Speed(copy_B_per_s=3.0, disk_B_per_s=1.0)
+    assert Speed.between(memory, disk).known() == {"copy_B_per_s": pytest.approx(8 / 3)}
     assert Speed.between(disk, replace(disk, disk_B_per_s=3.0)).disk_B_per_s == 1.5
-    assert Slower.than(usual, memory) == Slower(copies=1.5, blocks=1.5)
-    assert Slower.than(usual, replace(disk, disk_B_per_s=0.5)) == Slower(copies=0.75, blocks=0.75, disk=2.0)
+    assert Slower.than(usual, memory) == Slower(copies=1.5)
+    assert Slower.than(usual, replace(disk, disk_B_per_s=0.5)) == Slower(copies=0.75, disk=2.0)
 
 
 def test_nothing_changes_at_the_usual_speed_or_where_nothing_was_measured() -> None:
     assert at_speed(calibrated(), Slower()).devices == calibrated().devices
     unmeasured = load(ROOT / "scenarios" / "bytecheckpoint_this_machine.yaml", (), [CATALOG]).cluster()
-    assert at_speed(unmeasured, Slower(copies=1.5, blocks=1.5)).devices == unmeasured.devices
+    assert at_speed(unmeasured, Slower(copies=1.5)).devices == unmeasured.devices
     assert at_speed(unmeasured, Slower(copies=1.5)).intra == unmeasured.intra
