@@ -1,6 +1,6 @@
 """Models spread over ranks: tensor parallelism by torch's DTensor, sharded parameters by its FSDP2."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -143,19 +143,36 @@ FIRST_B, BUCKET_B = 2**20, 25 * 2**20
 
 
 @torch.no_grad()
-def sum_gradients(model: nn.Module, group: dist.ProcessGroup, spans: Spans, stage: int = 0) -> None:
-    """Add up the gradients of ranks that hold the same parameters, bucket by bucket."""
+def sum_gradients(model: nn.Module, group: dist.ProcessGroup, spans: Spans, complete: str, stage: int = 0) -> None:
+    """Add up the gradients of ranks that hold the same parameters, bucket by bucket; they are views of the buckets afterwards.
+
+    Copying them there belongs to `complete`, the pass that they are complete after.
+    """
     if group.size() == 1:
         return
-    of = {name: local(p.grad) for name, p in model.named_parameters() if p.grad is not None}
-    buckets = assign([(name, grad.nbytes) for name, grad in of.items()], FIRST_B, BUCKET_B)
-    for i, names in enumerate(buckets):
-        grads = [of[name] for name in names]
-        with spans.sending(f"grad/s{stage}/bucket{i}", sum(grad.nbytes for grad in grads)):
-            flat = torch.cat([grad.flatten() for grad in grads])
+    spans.part(complete)
+    trained = {name: p for name, p in model.named_parameters() if p.grad is not None}
+    buckets = assign([(name, local(p.grad).nbytes) for name, p in trained.items()], FIRST_B, BUCKET_B)  # type: ignore[arg-type]
+    flats = [_packed([trained[name] for name in names]) for names in buckets]
+    spans.part(None)
+    for i, flat in enumerate(flats):
+        with spans.sending(f"grad/s{stage}/bucket{i}", flat.nbytes):
             dist.all_reduce(flat, group=group)
-            for grad, total in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
-                grad.copy_(total.view_as(grad))
+
+
+def _packed(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """This rank's gradients of some parameters, one behind the other, as which they are kept from now on."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([local(grad).flatten() for grad in grads])
+    parts = flat.split([local(grad).numel() for grad in grads])
+    for parameter, grad, part in zip(parameters, grads, parts, strict=True):
+        view = part.view_as(local(grad))
+        parameter.grad = (
+            DTensor.from_local(view, grad.device_mesh, grad.placements, run_check=False)
+            if isinstance(grad, DTensor)
+            else view
+        )
+    return flat
 
 
 @torch.no_grad()

@@ -27,8 +27,8 @@ def score(part: Part, stage: Stage, tokens: Tensor, run: Run) -> Tensor:
     return torch.cat(found) if found else torch.empty(0)
 
 
-def gradients(part: Part, stage: Stage, tokens: Tensor, run: Run) -> None:
-    """Those of the sum of the losses of all portions; there are none before."""
+def gradients(part: Part, stage: Stage, tokens: Tensor, run: Run) -> str:
+    """Those of the sum of the losses of all portions; there are none before. Returns the task of the pass that completed them."""
     portions = _portions(len(tokens), part.portions.microbatch, stage)
     held: dict[int, tuple[Tensor, Tensor]] = {}
     for step in stage_order(stage.number, stage.count, 1, len(portions)):
@@ -38,6 +38,7 @@ def gradients(part: Part, stage: Stage, tokens: Tensor, run: Run) -> None:
         else:
             _backward(stage, *held.pop(m), f"m{m}/s{{s}}c0/bwd")
     stage.settle()
+    return f"m{len(portions) - 1}/s{stage.number}c0/bwd"
 
 
 def step(stage: Stage, optimizer: torch.optim.Optimizer) -> None:

@@ -85,8 +85,8 @@ class Actor:
                 parts.append(self.job.pretrain * language_loss(self._logprobs(hidden[n:], read, 1), tokens=words))
             return torch.stack(parts).sum()
 
-        gradients(self.part, self.stage, torch.cat([batch["tokens"], text]), loss)
-        sum_gradients(self.model, self.replicas, self.part.spans, self.stage.number)
+        complete = gradients(self.part, self.stage, torch.cat([batch["tokens"], text]), loss)
+        sum_gradients(self.model, self.replicas, self.part.spans, complete, self.stage.number)
         step(self.stage, self.optimizer)
         return {}
 
@@ -148,9 +148,9 @@ class CriticRole:
             some = _rows(batch, rows)
             return value_loss(found, some["values"], some["returns"], some["mask"], clip=clip, tokens=tokens)
 
-        gradients(self.part, self.stage, batch["tokens"], loss)
+        complete = gradients(self.part, self.stage, batch["tokens"], loss)
         if not self.part.portions.sharded:
-            sum_gradients(self.model, self.replicas, self.part.spans, self.stage.number)
+            sum_gradients(self.model, self.replicas, self.part.spans, complete, self.stage.number)
         step(self.stage, self.optimizer)
         return {}
 

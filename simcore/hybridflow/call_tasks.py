@@ -7,7 +7,8 @@ import numpy as np
 
 from costmodels import generation, generation_eager
 from costmodels.batching import Segments
-from costmodels.kernels import Kernel
+from costmodels.kernels import Kernel, kernel
+from costmodels.memory import gradient_dtype
 from simcore.draft import Draft
 from simcore.hybridflow.generation_costs import PREFILL_TOKENS, Degrees, GenerationCosts
 from simcore.hybridflow.model_costs import Strategy
@@ -29,12 +30,27 @@ def padded(update: TransformerTraining, choice: Choice) -> TransformerTraining:
 
 
 def update_tasks(update: TransformerTraining, choice: Choice, *, hosted: bool = False) -> list[Task]:
-    """One update as a training iteration, in the names and groups of training; `hosted` as in `_hosted`."""
+    """One update as a training iteration, in the names and groups of training; `hosted`: as in `_hosted`, and gradients are copied
+    into the messages in which they are summed."""
     work = padded(update, choice)
     sizes = ChunkSizes(work, choice)
     buckets = [stage_buckets(work, choice, sizes, s) for s in range(choice.pp)]
     tasks = ChunkWriter(work, choice, sizes, buckets).write().tasks
+    if hosted and choice.dp > 1 and choice.zero == 0:
+        dtype = gradient_dtype(work.precision, master_weights=choice.master_weights)
+        last = choice.microbatches(work) - 1
+        packing = {
+            f"m{last}/s{s}c0/bwd": kernel("copy", dtype, elements=sum(map(sizes.elements, sizes.chunks[s])))
+            for s in range(choice.pp)
+        }
+        tasks = [_with(t, packing[t.id]) if t.id in packing else t for t in tasks]
     return _hosted(tasks, update.model.layers // choice.pp) if hosted and choice.tp > 1 else tasks
+
+
+def _with(task: Task, extra: Kernel) -> Task:
+    """The task with one more kernel."""
+    assert isinstance(task.op, Compute)
+    return replace(task, op=replace(task.op, kernels=(*task.op.kernels, extra)))
 
 
 def _hosted(tasks: list[Task], layers: int) -> list[Task]:
@@ -42,9 +58,7 @@ def _hosted(tasks: list[Task], layers: int) -> list[Task]:
     extra = {way: generation.split_layers(layers, forward=way == "fwd") for way in ("fwd", "bwd")}
     ways = [t.id.rpartition("/")[2] for t in tasks]
     return [
-        replace(t, op=replace(t.op, kernels=(*t.op.kernels, extra[way])))
-        if isinstance(t.op, Compute) and way in extra
-        else t
+        _with(t, extra[way]) if isinstance(t.op, Compute) and way in extra else t
         for t, way in zip(tasks, ways, strict=True)
     ]
 
