@@ -32,9 +32,13 @@ DEPTHS = (2, 6)
 """Layers of models whose products are next to nothing: what a step takes grows by the host's time for a layer."""
 LARGE: tuple[Mapping[str, int], ...] = (
     {"layers": 3, "hidden": 192, "ffn": 512, "heads": 3, "head_dim": 64, "vocab": 256, "max_len": 512},
+    {"layers": 2, "hidden": 384, "ffn": 1024, "heads": 6, "head_dim": 64, "vocab": 256, "max_len": 512},
     {"layers": 1, "hidden": 768, "ffn": 2048, "heads": 12, "head_dim": 64, "vocab": 256, "max_len": 512},
 )
+"""Weights that caches hold, that they just about hold, and that they do not."""
 BATCHES, PROMPTS, STEPS = (4, 16), (32, 192), 33
+TRAINED = (8, 128)
+"""Sequences and tokens of a pass between answers: an actor trains before it generates, and leaves nothing in caches."""
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 MATRICES = ((256, 256), (688, 256), (512, 512), (512, 1376), (1376, 512))
 CACHES = (
@@ -58,7 +62,7 @@ Point = tuple[int, float]
 def eager(at_least_s: float, repeats: int, prompts: Sequence[int]) -> dict[str, Any]:
     """Times of this process while the others measure the same; `steps` of whole models after prompts of each length: (shape, batch,
     tokens cached, seconds)."""
-    shallow, deep = (step_seconds({**SMALL, "layers": n}, 1, PROMPTS[0], 2 * repeats) for n in DEPTHS)
+    shallow, deep = (_host_step_s(n, 2 * repeats, split=False) for n in DEPTHS)
     layer_s = (deep - shallow) / (DEPTHS[1] - DEPTHS[0])
     rows, length, vocab = DRAWN
     drawn = timed(lambda: gumbel(0, 0, torch.arange(rows), length, vocab), at_least_s)[0]
@@ -70,23 +74,50 @@ def eager(at_least_s: float, repeats: int, prompts: Sequence[int]) -> dict[str, 
         "cache": [(2 * b * h * t * d, _cache_s(b, h, t, d, at_least_s)) for b, h, t, d in CACHES],
         "draw_s": drawn / (rows * length * vocab),
         "steps": [
-            (shape, n, prompt + STEPS // 2, step_seconds(shape, n, prompt, repeats))
-            for shape, n, prompt in product(LARGE, BATCHES, prompts)
+            (shape, n, prompt + STEPS // 2, seconds)
+            for (shape, n, prompt), seconds in step_seconds(list(product(LARGE, BATCHES, prompts)), repeats)
         ],
     }
 
 
-def step_seconds(shape: Mapping[str, int], batch: int, prompt: int, repeats: int, split: bool = False) -> float:
-    """Seconds of a decode step after prompts of that length: the mean of so many answers after the first, without the slowest."""
-    model = _model(shape, split=split)
-    prompts = torch.randint(0, shape["vocab"], (batch, prompt))
-    found = []
+Answers = tuple[Mapping[str, int], int, int]
+"""Shape of a model, how many prompts it answers at once, and their length."""
+
+
+def step_seconds(wanted: Sequence[Answers], repeats: int) -> list[tuple[Answers, float]]:
+    """Seconds of a decode step, after a pass of training: the mean of so many answers after the first, without the slowest.
+
+    All in turn, and then again, so that they are measured on one machine: it is not as fast as half a minute before.
+    """
+    models = {shape["hidden"]: _model(shape, split=False) for shape, _, _ in wanted}
+    found: list[list[float]] = [[] for _ in wanted]
     for _ in range(repeats + 1):
-        dist.barrier()
-        read: list[float] = []
-        generate(model, prompts, STEPS, end=-1, prompts_read=lambda r=read: r.append(time.perf_counter()))  # type: ignore[misc]
-        found.append((time.perf_counter() - read[0]) / (STEPS - 1))
-    return _mean_of_ranks(mean_and_spread(found[1:])[0])
+        for seconds, (shape, batch, prompt) in zip(found, wanted, strict=True):
+            model = models[shape["hidden"]]
+            tokens = torch.zeros(TRAINED, dtype=torch.int64)
+            model(tokens, use_cache=False).logits.sum().backward()
+            model.zero_grad()
+            seconds.append(_step_s(model, torch.randint(0, shape["vocab"], (batch, prompt))))
+    return [(one, _usual(seconds)) for one, seconds in zip(wanted, found, strict=True)]
+
+
+def _host_step_s(layers: int, repeats: int, *, split: bool) -> float:
+    """Seconds of a step of next to no work."""
+    model = _model({**SMALL, "layers": layers}, split=split)
+    return _usual([_step_s(model, torch.zeros(1, PROMPTS[0], dtype=torch.int64)) for _ in range(repeats + 1)])
+
+
+def _usual(seconds: Sequence[float]) -> float:
+    """The mean over ranks of all but the first and the slowest."""
+    return _mean_of_ranks(mean_and_spread(list(seconds[1:]))[0])
+
+
+def _step_s(model: LlamaForCausalLM, prompts: torch.Tensor) -> float:
+    """Mean seconds of a decode step of an answer that all ranks begin together."""
+    dist.barrier()
+    read: list[float] = []
+    generate(model, prompts, STEPS, end=-1, prompts_read=lambda: read.append(time.perf_counter()))
+    return (time.perf_counter() - read[0]) / (STEPS - 1)
 
 
 def _split(layer_s: float, repeats: int) -> dict[str, float]:
@@ -94,7 +125,7 @@ def _split(layer_s: float, repeats: int) -> dict[str, float]:
     training, how much longer that is."""
     if dist.get_world_size() == 1:
         return {"split_layer_s": layer_s, "split_forward_s": 0.0, "split_backward_s": 0.0}
-    shallow, deep = (step_seconds({**SMALL, "layers": n}, 1, PROMPTS[0], repeats, split=True) for n in DEPTHS)
+    shallow, deep = (_host_step_s(n, repeats, split=True) for n in DEPTHS)
     more = DEPTHS[1] - DEPTHS[0]
     each = [[np.array(_passes_s(n, 4 * repeats, split=split)) for n in DEPTHS] for split in (False, True)]
     (whole, split) = ((b - a) / more for a, b in each)
