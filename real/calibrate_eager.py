@@ -89,11 +89,11 @@ def step_seconds(wanted: Sequence[Answers], repeats: int) -> list[tuple[Answers,
 
     All in turn, and then again, so that they are measured on one machine: it is not as fast as half a minute before.
     """
-    models = {shape["hidden"]: _model(shape, split=False) for shape, _, _ in wanted}
+    models = {tuple(shape.items()): _model(shape, split=False) for shape, _, _ in wanted}
     found: list[list[float]] = [[] for _ in wanted]
     for _ in range(repeats + 1):
         for seconds, (shape, batch, prompt) in zip(found, wanted, strict=True):
-            model = models[shape["hidden"]]
+            model = models[tuple(shape.items())]
             tokens = torch.zeros(TRAINED, dtype=torch.int64)
             model(tokens, use_cache=False).logits.sum().backward()
             model.zero_grad()

@@ -8,19 +8,23 @@ import pytest
 import yaml
 
 from costmodels.catalog import Catalog
+from costmodels.transformer import TransformerShape, total_elements
 from simcore.checks import check, problems_of
 from simcore.cluster import Cluster
 from simcore.cost import CostModel
 from simcore.engine.simulate import simulate
 from simcore.errors import DoesNotFit, PlanError
+from simcore.hybridflow.call_tasks import update_tasks
 from simcore.hybridflow.describe import describe
 from simcore.hybridflow.verl import verl_config
-from simcore.plan import Collective, Plan
+from simcore.plan import Collective, Compute, Plan
 from simcore.planners import deepspeed_chat, hybridflow, nemo_aligner, openrlhf, placed
 from simcore.reporting.rlhf_view import description_view
 from simcore.reporting.text import as_text
 from simcore.topologies import rail_optimised
+from simcore.training.choice import Choice
 from simcore.workloads import rlhf
+from simcore.workloads.transformer_training import TransformerTraining
 
 TAIL = {"distribution": "lognormal", "mean": 200, "sigma": 1.0, "longest": 1024}
 
@@ -219,3 +223,29 @@ def test_the_plan_is_the_same_every_time() -> None:
     assert len(digests) == 1
     made = planned(hybridflow, workload(), on)
     assert Plan.from_json(made.to_json()).digest == made.digest
+
+
+def test_gradients_are_copied_into_their_messages_where_operators_wait_for_the_host() -> None:
+    """Once an update, after the last microbatch, by every stage's ranks, of what they hold; nobody copies where nobody sums."""
+    shape = TransformerShape(
+        layers=2, hidden=64, ffn=128, heads=4, kv_heads=4, head_dim=16, vocab=256, max_len=32, tied_embeddings=False
+    )
+    work = TransformerTraining(model=shape, seq_len=16, global_batch=8, precision="float32")
+
+    def copied(*, hosted: bool, **degrees: int) -> dict[str, int]:
+        choice = Choice(microbatch=2, overlap=False, detail="layer", **degrees)
+        tasks = update_tasks(work, choice, hosted=hosted)
+        return {
+            t.id: dict(k.shape)["elements"]
+            for t in tasks
+            if isinstance(t.op, Compute)
+            for k in t.op.kernels
+            if k.name == "copy"
+        }
+
+    whole = total_elements(shape)
+    assert copied(hosted=True, dp=2) == {"m1/s0c0/bwd": whole}
+    stages = copied(hosted=True, dp=2, pp=2)
+    assert set(stages) == {"m1/s0c0/bwd", "m1/s1c0/bwd"}
+    assert sum(stages.values()) == whole
+    assert copied(hosted=True, dp=2, zero=3) == copied(hosted=True, tp=2) == copied(hosted=False, dp=2) == {}
