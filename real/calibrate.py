@@ -30,7 +30,7 @@ from real.launch import Progress, launch
 
 
 def calibrate(out: Path, *, quick: bool = False, progress: Progress | None = None) -> dict[str, Any]:
-    """Write device, link and store files into `out`; returns what matters of them. About seven minutes, `quick` one and a half."""
+    """Write device, link and store files into `out`; returns what matters of them. About eight minutes, `quick` two."""
 
     def report(first: float, last: float, doing: str) -> Progress:
         def part(share: float, phrase: str) -> None:
@@ -45,7 +45,8 @@ def calibrate(out: Path, *, quick: bool = False, progress: Progress | None = Non
     alone = _run(1, quick, report(0.05, 0.27, "one process alone"))[0]
     paces = [_pace(quick, report(0.27, 0.30, "this machine's pace"))]
     together = _run(ranks, quick, report(0.30, 0.58, f"{cores} processes at once"))[0]
-    paces.append(_pace(quick, report(0.58, 0.61, "this machine's pace")))
+    if not quick:
+        paces.append(_pace(quick, report(0.58, 0.61, "this machine's pace")))
     stores = report(0.65, 1.0, "checkpoints")
     said = provenance()
     devices = {"this_machine_alone": (alone, "one process"), "this_machine": (together, "every core busy")}
