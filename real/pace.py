@@ -56,7 +56,7 @@ class Slower:
 
 
 def probe(*, quick: bool = False) -> Pace:
-    """The machine's pace with every core busy, in about fifteen seconds. Raises `CannotRun` if a process fails."""
+    """The machine's pace with every core busy, in less than twenty seconds. Raises `CannotRun` if a process fails."""
     with tempfile.TemporaryDirectory(prefix="windtunnel-") as name:
         folder = Path(name)
         launch("real.pace_worker", busy_ranks(), folder, arguments=["quick"] if quick else [])

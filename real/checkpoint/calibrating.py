@@ -26,9 +26,6 @@ from simcore.progress import Progress, part
 DEVICES = {"this_machine": "together", "this_machine_alone": "alone"}
 LINK = "this_machine_loopback"
 
-COPIES, DISK = ("copy",), ("upload",)
-"""Phases that take as much longer as copies, or as writing to a disk; see `drifting`."""
-
 LAUNCHES = 3
 
 Rows = Sequence[Mapping[str, Any]]
@@ -133,7 +130,7 @@ def joined(rows: Rows, usual: Speed) -> dict[str, Any]:
         copied = max(run["phases"].get("copy", 0.0) for run in of_ranks)
         raw = {**last["phases"], **ends, **({"copy": copied} if copied else {})}
         found = {name: seconds * factors.get(name, 1.0) for name, seconds in raw.items()}
-        lasted = max(run["seconds"] for run in of_ranks) + sum(found[name] - raw[name] for name in DISK if name in raw)
+        lasted = max(run["seconds"] for run in of_ranks) + found.get("upload", 0.0) - raw.get("upload", 0.0)
         runs.append({"seconds": lasted, "phases": found})
     names = dict.fromkeys(name for run in runs for name in run["phases"])
     means = {key: float(np.mean([r[key] for r in rows])) for key in ("read_B", "received_B", "first_agree")}
@@ -146,12 +143,9 @@ def joined(rows: Rows, usual: Speed) -> dict[str, Any]:
 
 
 def _factors(speed: Speed, usual: Speed) -> dict[str, float]:
-    """What phases would have taken at the usual speed, over what they took."""
+    """What phases would have taken at the usual speed, over what they took, as far as they go with it; see `drifting`."""
     slower = Slower.than(usual, speed)
-    return {
-        **dict.fromkeys(COPIES, 1.0 / slower.copies),
-        **dict.fromkeys(DISK, 1.0 / slower.disk),
-    }
+    return {"copy": 1.0 / slower.copies, "upload": 1.0 / slower.disk}
 
 
 def phases(stores: Mapping[str, Rows]) -> dict[str, dict[str, float]]:

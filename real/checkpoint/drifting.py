@@ -16,7 +16,7 @@ from simcore.network.fabric import HostFabric
 from simcore.scenario import Scenario
 from simcore.sim import SimBackend
 
-COPIES = ("d2h",)
+COPY = "d2h"
 EXCHANGE = "all_to_all"
 
 
@@ -60,7 +60,7 @@ def _device(device: DeviceSpec, slower: Slower) -> DeviceSpec:
     phases: Any = device.measured.get("checkpoint")
     if phases is None:
         return device
-    scaled = {name: _phase(own, slower.copies if name in COPIES else 1.0) for name, own in phases.items()}
+    scaled = {name: _phase(own, slower.copies if name == COPY else 1.0) for name, own in phases.items()}
     return replace(device, measured={**device.measured, "checkpoint": scaled})
 
 

@@ -151,21 +151,20 @@ def sum_gradients(model: nn.Module, group: dist.ProcessGroup, spans: Spans, comp
     if group.size() == 1:
         return
     spans.part(complete)
-    trained = {name: p for name, p in model.named_parameters() if p.grad is not None}
-    buckets = assign([(name, local(p.grad).nbytes) for name, p in trained.items()], FIRST_B, BUCKET_B)  # type: ignore[arg-type]
-    flats = [_packed([trained[name] for name in names]) for names in buckets]
+    trained = {name: (p, p.grad) for name, p in model.named_parameters() if p.grad is not None}
+    buckets = assign([(name, local(grad).nbytes) for name, (_, grad) in trained.items()], FIRST_B, BUCKET_B)
+    flats = [_packed([trained.pop(name) for name in names]) for names in buckets]
     spans.part(None)
     for i, flat in enumerate(flats):
         with spans.sending(f"grad/s{stage}/bucket{i}", flat.nbytes):
             dist.all_reduce(flat, group=group)
 
 
-def _packed(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """This rank's gradients of some parameters, one behind the other, as which they are kept from now on."""
-    grads = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([local(grad).flatten() for grad in grads])
-    parts = flat.split([local(grad).numel() for grad in grads])
-    for parameter, grad, part in zip(parameters, grads, parts, strict=True):
+def _packed(trained: Sequence[tuple[nn.Parameter, Tensor]]) -> Tensor:
+    """This rank's part of the gradients of some parameters, one behind the other, as which they are kept from now on."""
+    flat = torch.cat([local(grad).flatten() for _, grad in trained])
+    parts = flat.split([local(grad).numel() for _, grad in trained])
+    for (parameter, grad), part in zip(trained, parts, strict=True):
         view = part.view_as(local(grad))
         parameter.grad = (
             DTensor.from_local(view, grad.device_mesh, grad.placements, run_check=False)
