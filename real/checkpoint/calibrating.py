@@ -27,6 +27,8 @@ DEVICES = {"this_machine": "together", "this_machine_alone": "alone"}
 LINK = "this_machine_loopback"
 
 LAUNCHES = 3
+OF_DISK = {"upload", "read"}
+"""Phases during which a rank waits for the disk if its files are there."""
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -130,7 +132,7 @@ def joined(rows: Rows, usual: Speed) -> dict[str, Any]:
         copied = max(run["phases"].get("copy", 0.0) for run in of_ranks)
         raw = {**last["phases"], **ends, **({"copy": copied} if copied else {})}
         found = {name: seconds * factors.get(name, 1.0) for name, seconds in raw.items()}
-        lasted = max(run["seconds"] for run in of_ranks) + found.get("upload", 0.0) - raw.get("upload", 0.0)
+        lasted = max(run["seconds"] for run in of_ranks) + sum(found[p] - raw[p] for p in OF_DISK & raw.keys())
         runs.append({"seconds": lasted, "phases": found})
     names = dict.fromkeys(name for run in runs for name in run["phases"])
     means = {key: float(np.mean([r[key] for r in rows])) for key in ("read_B", "received_B", "first_agree")}
@@ -145,7 +147,7 @@ def joined(rows: Rows, usual: Speed) -> dict[str, Any]:
 def _factors(speed: Speed, usual: Speed) -> dict[str, float]:
     """What phases would have taken at the usual speed, over what they took, as far as they go with it; see `drifting`."""
     slower = Slower.than(usual, speed)
-    return {"copy": 1.0 / slower.copies, "upload": 1.0 / slower.disk}
+    return {"copy": 1.0 / slower.copies, "upload": 1.0 / slower.writes, "read": 1.0 / slower.reads}
 
 
 def phases(stores: Mapping[str, Rows]) -> dict[str, dict[str, float]]:

@@ -2,11 +2,11 @@
 
 Copies of a state go with copies; what is handed on between ranks is put down as if it all were copies. While copies were up to
 1.5 times as fast, nothing else changed by more than 15 %: checksums of what is saved, reading and writing files in memory,
-verifying, planning, meeting. Writing to a disk goes with what a file on it takes.
+verifying, planning, meeting. Writing to a disk and reading from it go with what that takes of a file on it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 from costmodels.specs import DeviceSpec, LinkSpec, StoreSpec
@@ -20,21 +20,19 @@ COPY = "d2h"
 EXCHANGE = "all_to_all"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Slower:
-    """How many times as long copies and writing to the disk take as when costs were measured."""
+    """How many times as long copies, writing to the disk and reading from it take as when costs were measured."""
 
     copies: float = 1.0
-    disk: float = 1.0
+    writes: float = 1.0
+    reads: float = 1.0
 
     @classmethod
     def than(cls, usual: Speed, now: Speed) -> Self:
-        """The disk is as it was where it was not written to."""
-        then, found = usual.disk_B_per_s, now.disk_B_per_s
-        return cls(
-            copies=usual.copy_B_per_s / now.copy_B_per_s,
-            disk=1.0 if then is None or found is None else then / found,
-        )
+        """The disk is as it was where that is not known."""
+        then, found = usual.known(), now.known()
+        return cls(*(then[f.name] / found[f.name] if f.name in then and f.name in found else 1.0 for f in fields(Speed)))
 
 
 def simulator(scenario: Scenario, slower: Slower) -> SimBackend:
@@ -44,7 +42,7 @@ def simulator(scenario: Scenario, slower: Slower) -> SimBackend:
 
 
 def at_speed(cluster: Cluster, slower: Slower) -> Cluster:
-    """The same with other costs of what is done in memory and written to the disk."""
+    """The same with other costs of what is done in memory, written to the disk and read from it."""
     stores = {name: _store(store, slower) for name, store in cluster.stores.items()}
     fabric = cluster.fabric
     return replace(
@@ -75,8 +73,13 @@ def _link(link: LinkSpec, slower: float) -> LinkSpec:
 
 
 def _store(store: StoreSpec, slower: Slower) -> StoreSpec:
-    """A disk of the machine is written as fast as it is beside the runs."""
+    """A disk of the machine is written and read as fast as it is beside the runs."""
     if store.kind == "memory" or store.shared:
         return store
-    rates = ("write_B_per_s", "stream_write_B_per_s")
-    return replace(store, **{rate: getattr(store, rate) / slower.disk for rate in rates})
+    return replace(
+        store,
+        write_B_per_s=store.write_B_per_s / slower.writes,
+        stream_write_B_per_s=store.stream_write_B_per_s / slower.writes,
+        read_B_per_s=store.read_B_per_s / slower.reads,
+        stream_read_B_per_s=store.stream_read_B_per_s / slower.reads,
+    )

@@ -2,8 +2,8 @@
 
 A virtual machine shares its memory channels and its last cache with others. On the one this was written on copies are 1.5 times as
 fast for seconds at a time, with nothing else running in it; saves are copies for the most part. So copies are timed before and
-after every run, and where checkpoints are kept on a disk, which others use, too, so is writing to it. Which runs count is decided
-by copies alone, never by what a run took.
+after every run, and where checkpoints are kept on a disk, which others use, too, so are writing to it and reading from it. Which
+runs count is decided by copies alone, never by what a run took.
 """
 
 import os
@@ -20,12 +20,13 @@ import torch
 import torch.distributed as dist
 
 from real.checkpoint.memory import bytes_of
-from real.checkpoint.storage import write_all
+from real.checkpoint.storage import Local, read_all, write_all
+from real.checkpoint.warming import drop
 
 COPY_B = 64 * 2**20
 """Of each rank: beyond every cache, and a few milliseconds."""
 DISK_B = 32 * 2**20
-"""Of each rank, written again and again to blocks of the disk that its file already has, as saves do."""
+"""Of each rank, written again and again to blocks of the disk that its file already has, as saves do, and read from there."""
 SAMPLES = 4
 CLOSE = 0.12
 """Share by which the speed of memory may differ; copies with nothing else in the way differ by half of that."""
@@ -37,21 +38,19 @@ SHARED_MEMORY = Path("/dev/shm")
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Speed:
-    """Bytes per second that all ranks together copy, and that they write to the disk; None where nothing is kept on one."""
+    """Bytes per second that all ranks together copy, and that they write to the disk and read from it; None where nothing is kept
+    on one."""
 
     copy_B_per_s: float
-    disk_B_per_s: float | None = None
+    disk_write_B_per_s: float | None = None
+    disk_read_B_per_s: float | None = None
 
     @classmethod
     def usual(cls, speeds: "Sequence[Speed]") -> "Speed":
         """Medians; of the disk, those that are known."""
-        written = [s.disk_B_per_s for s in speeds if s.disk_B_per_s is not None]
-        return cls(
-            copy_B_per_s=median(s.copy_B_per_s for s in speeds),
-            disk_B_per_s=median(written) if written else None,
-        )
+        return cls._from(speeds, median)
 
     def known(self) -> dict[str, float]:
         """By name, without what is not known."""
@@ -60,11 +59,15 @@ class Speed:
     @classmethod
     def between(cls, before: "Speed", after: "Speed") -> "Speed":
         """That of half as many bytes at each."""
-        a, b = before.disk_B_per_s, after.disk_B_per_s
-        return cls(
-            copy_B_per_s=harmonic_mean((before.copy_B_per_s, after.copy_B_per_s)),
-            disk_B_per_s=None if a is None or b is None else harmonic_mean((a, b)),
-        )
+        return cls._from((before, after), harmonic_mean)
+
+    @classmethod
+    def _from(cls, speeds: "Sequence[Speed]", middle: Callable[[Sequence[float]], float]) -> "Speed":
+        """By name, of what is known."""
+        rates: dict[str, list[float]] = {}
+        for name, rate in (pair for speed in speeds for pair in speed.known().items()):
+            rates.setdefault(name, []).append(rate)
+        return cls(**{name: middle(found) for name, found in rates.items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,34 +90,43 @@ class Memory:
             handle, name = mkstemp(dir=folder, prefix=".windtunnel-speed-")
             Path(name).unlink()
             self._disk = os.fdopen(handle, "r+b", buffering=0)
-            self._written_s()
+            self._disk_s()
 
     def speed(self) -> Speed:
         """The mean of `SAMPLES`, each as fast as its slowest rank, times the ranks: what disturbs some disturbs a run, too."""
-        took = [(self._copied_s(), self._written_s() if self._disk else 0.0) for _ in range(SAMPLES)]
+        took = [(self._copied_s(), *(self._disk_s() if self._disk else ())) for _ in range(SAMPLES)]
         found = torch.tensor(took, dtype=torch.float64)
         dist.all_reduce(found, dist.ReduceOp.MAX, group=self._group)
-        copied_s, written_s = found.mean(dim=0).tolist()
+        copied_s, *of_disk = found.mean(dim=0).tolist()
         ranks = dist.get_world_size()
-        return Speed(
-            copy_B_per_s=COPY_B * ranks / copied_s,
-            disk_B_per_s=DISK_B * ranks / written_s if self._disk else None,
-        )
+        copied, disk = ranks * COPY_B / copied_s, [ranks * DISK_B / seconds for seconds in of_disk]
+        return Speed(copied, *disk)
 
     def _copied_s(self) -> float:
-        dist.barrier(group=self._group)
-        start = time.perf_counter()
-        self._target.copy_(self._source)
-        return time.perf_counter() - start
+        return self._together_s(lambda: self._target.copy_(self._source))
 
-    def _written_s(self) -> float:
-        """Until it is on the disk."""
+    def _disk_s(self) -> tuple[float, float]:
+        """Until everything is on the disk, and until it is read from there, as far as the system can be told to forget it."""
         assert self._disk is not None
+        handle, data = self._disk.fileno(), bytes_of(self._target)[:DISK_B]
+
+        def write() -> None:
+            write_all(handle, 0, data)
+            os.fsync(handle)
+
+        def read() -> None:
+            for at_B in range(0, DISK_B, Local.block_B):
+                read_all(handle, at_B, data[at_B : at_B + Local.block_B], "a file to time the disk with")
+
+        written_s = self._together_s(write)
+        drop(handle)
+        return written_s, self._together_s(read)
+
+    def _together_s(self, what: Callable[[], object]) -> float:
+        """Seconds of this rank from where all ranks begin."""
         dist.barrier(group=self._group)
         start = time.perf_counter()
-        self._disk.seek(0)
-        write_all(self._disk.fileno(), 0, bytes_of(self._source)[:DISK_B])
-        os.fsync(self._disk.fileno())
+        what()
         return time.perf_counter() - start
 
     def runs(self, once: Callable[[], T], count: int, usual_B_per_s: float | None = None) -> list[Run[T]]:

@@ -227,7 +227,7 @@ class Local:
     def read_into(self, name: str, file: str, offset_B: int, target: memoryview) -> None:
         path = self.root / name / file
         with explained("reading", path), path.open("rb", buffering=0) as opened:
-            _read_all(opened.fileno(), offset_B, target, path)
+            read_all(opened.fileno(), offset_B, target, str(path))
 
 
 def _is_own(found: os.stat_result) -> bool:
@@ -263,11 +263,12 @@ def write_all(handle: int, offset_B: int, data: memoryview) -> None:
         offset_B, data = offset_B + written, data[written:]
 
 
-def _read_all(handle: int, offset_B: int, target: memoryview, path: Path) -> None:
+def read_all(handle: int, offset_B: int, target: memoryview, where: str) -> None:
+    """Fill `target` from an offset of an open file. Raises `OSError` that names `where` if the file ends before."""
     while len(target):
         got = os.preadv(handle, [target[:BLOCK_B]], offset_B)
         if not got:
-            raise OSError(errno.EIO, "the file ends before the shard does", str(path))
+            raise OSError(errno.EIO, "the file ends before the shard does", where)
         offset_B, target = offset_B + got, target[got:]
 
 

@@ -224,10 +224,20 @@ def test_loads_are_as_they_were() -> None:
 def test_writing_to_a_disk_is_put_down_at_its_usual_speed() -> None:
     phases = {"agree": 0.5, "serialise": 1.0, "upload": 6.0, "barrier/meet": 0.0}
     sizes = {"what": "save", "items": 1, "shards": 2, "nbytes": 8, "read_B": 8, "received_B": 0, "first_agree": 0.0}
-    slow = {**speed(), "disk_B_per_s": 1e9}
+    slow = {**speed(), "disk_write_B_per_s": 1e9}
     rows = [{**sizes, "runs": [{"seconds": 7.5, "phases": phases, "speed": slow}]}]
-    found = joined(rows, Speed(**{**slow, "disk_B_per_s": 3e9}))
+    found = joined(rows, Speed(**{**slow, "disk_write_B_per_s": 3e9}))
     assert found["phases"] == {**phases, "upload": pytest.approx(2.0), "barrier": 0.0, "commit": 0.0}
+    assert found["seconds"] == pytest.approx(3.5)
+
+
+def test_reading_from_a_disk_is_put_down_at_its_usual_speed() -> None:
+    phases = {"planning": 0.5, "read": 6.0, "deserialise": 1.0, "barrier/meet": 0.0}
+    sizes = {"what": "load", "items": 1, "shards": 2, "nbytes": 8, "read_B": 8, "received_B": 0, "first_agree": 0.0}
+    slow = {**speed(), "disk_write_B_per_s": 1e9, "disk_read_B_per_s": 1e9}
+    rows = [{**sizes, "runs": [{"seconds": 7.5, "phases": phases, "speed": slow}]}]
+    found = joined(rows, Speed(**{**slow, "disk_read_B_per_s": 3e9}))
+    assert found["phases"] == {**phases, "read": pytest.approx(2.0), "barrier": 0.0, "commit": 0.0}
     assert found["seconds"] == pytest.approx(3.5)
 
 

@@ -45,24 +45,28 @@ def changed(device: DeviceSpec) -> dict[str, object]:
     return {name: phase for name, phase in phases.items() if phase != PHASES[name]}
 
 
-def test_a_disk_is_written_as_much_slower_and_memory_changes_nothing_of_it() -> None:
+def test_a_disk_is_written_and_read_as_much_slower_and_memory_changes_nothing_of_it() -> None:
     disk = catalog.store("nvme_gen4")
     kept = replace(calibrated(), stores={"disk": disk, "all": catalog.store("nfs")})
     assert at_speed(kept, Slower(copies=2.0)).stores == kept.stores
-    slower = at_speed(kept, Slower(disk=2.0)).stores
+    slower = at_speed(kept, Slower(writes=2.0, reads=4.0)).stores
     assert slower["all"] == kept.stores["all"]
-    assert (slower["disk"].write_B_per_s, slower["disk"].read_B_per_s) == (disk.write_B_per_s / 2, disk.read_B_per_s)
+    assert (slower["disk"].write_B_per_s, slower["disk"].read_B_per_s) == (
+        disk.write_B_per_s / 2,
+        disk.read_B_per_s / 4,
+    )
     assert slower["disk"].stream_write_B_per_s == disk.stream_write_B_per_s / 2
+    assert slower["disk"].stream_read_B_per_s == disk.stream_read_B_per_s / 4
 
 
 def test_speeds_are_compared_where_they_are_known() -> None:
-    memory, disk = Speed(copy_B_per_s=2.0), Speed(copy_B_per_s=4.0, disk_B_per_s=1.0)
+    memory, disk = Speed(2.0), Speed(4.0, 1.0, 8.0)
     usual = Speed.usual([memory, memory, disk, disk])
-    assert usual == Speed(copy_B_per_s=3.0, disk_B_per_s=1.0)
-    assert Speed.between(memory, disk).known() == {"copy_B_per_s": pytest.approx(8 / 3)}
-    assert Speed.between(disk, replace(disk, disk_B_per_s=3.0)).disk_B_per_s == 1.5
+    assert usual == Speed(3.0, 1.0, 8.0)
+    assert Speed.between(memory, memory).known() == {"copy_B_per_s": 2.0}
+    assert Speed.between(disk, Speed(4.0, 3.0, 8.0)) == Speed(4.0, 1.5, 8.0)
     assert Slower.than(usual, memory) == Slower(copies=1.5)
-    assert Slower.than(usual, replace(disk, disk_B_per_s=0.5)) == Slower(copies=0.75, disk=2.0)
+    assert Slower.than(usual, Speed(4.0, 0.5, 32.0)) == Slower(copies=0.75, writes=2.0, reads=0.25)
 
 
 def test_nothing_changes_at_the_usual_speed_or_where_nothing_was_measured() -> None:
