@@ -9,6 +9,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,9 @@ import torch
 from costmodels import compute
 from costmodels.catalog import Catalog, write_entry
 from costmodels.specs import DeviceSpec
-from costmodels.transformer import TransformerShape
-from costmodels.transformer_kernels import Slice, attention_block, attention_core, embedding, head, mlp_block
 from real import calibrate_eager, pace
-from real.calibrate_eager import calls
-from real.calibrate_worker import SEQ_LEN, SEQUENCES
+from real.calibrate_eager import PACED, calls
+from real.calibrate_worker import work_of
 from real.checkpoint.calibrating import add_checkpoints
 from real.federated.calibrating import add_sharing
 from real.launch import Progress, launch
@@ -42,11 +41,8 @@ def calibrate(out: Path, *, quick: bool = False, progress: Progress | None = Non
     cores, ranks = min(os.cpu_count() or 1, 8), pace.busy_ranks()
     report(0.0, 0.05, "a controller")(0.0, "calls")
     called = calls(ranks)
-    alone = _run(1, quick, report(0.05, 0.27, "one process alone"))[0]
-    paces = [_pace(quick, report(0.27, 0.30, "this machine's pace"))]
-    together = _run(ranks, quick, report(0.30, 0.58, f"{cores} processes at once"))[0]
-    if not quick:
-        paces.append(_pace(quick, report(0.58, 0.61, "this machine's pace")))
+    alone = _run(1, quick, report(0.05, 0.30, "one process alone"))[0]
+    together = _run(ranks, quick, report(0.30, 0.61, f"{cores} processes at once"))[0]
     stores = report(0.65, 1.0, "checkpoints")
     said = provenance()
     devices = {"this_machine_alone": (alone, "one process"), "this_machine": (together, "every core busy")}
@@ -58,7 +54,7 @@ def calibrate(out: Path, *, quick: bool = False, progress: Progress | None = Non
             found["eager"], called, {together["ranks"]: together["collectives"]["all_reduce"]}
         )
         entry["measured"] |= {"in_model": _in_model(found, Catalog([out]).device(name)), "eager": eager}
-        entry["measured"][pace.MEASURED] = pace.entry(paces)
+        entry["measured"][pace.MEASURED] = asdict(_pace(together))
         write_entry(out, "devices", name, entry)
         eager |= calibrate_eager.in_steps(found["eager"], Catalog([out]).device(name))
         measured.append(entry["measured"])
@@ -82,9 +78,10 @@ def _run(processes: int, quick: bool, progress: Progress) -> list[dict[str, Any]
         return [json.loads((folder / f"rank{r}.json").read_text()) for r in range(processes)]
 
 
-def _pace(quick: bool, progress: Progress) -> pace.Pace:
-    progress(0.0, "passes and steps")
-    return pace.probe(quick=quick)
+def _pace(found: Mapping[str, Any]) -> pace.Pace:
+    """Of what was measured of whole models, so that costs and pace are those of one moment."""
+    steps = [seconds for _, *sizes, seconds in found["eager"]["steps"] if tuple(sizes) == PACED]
+    return pace.Pace.of([seconds for _, seconds in found["models"]], steps)
 
 
 def provenance() -> str:
@@ -136,10 +133,7 @@ def _in_model(found: Mapping[str, Any], device: DeviceSpec) -> float:
 
 def alone_seconds(shape: Mapping[str, int], device: DeviceSpec) -> float:
     """All kernels of a microbatch of a calibration's model, forward and backward, as they were measured one by one."""
-    model = TransformerShape(**shape, kv_heads=shape["heads"])
-    part = Slice(sequences=SEQUENCES, seq_len=SEQ_LEN, precision="float32", fused_projections=False)
-    layer = attention_block(model, part, "none") + attention_core(model, part, "none") + mlp_block(model, part, "none")
-    work = embedding(model, part) + layer * model.layers + head(model, part)
+    work = work_of(shape)
     return compute.seconds(work.forward + work.backward, device)
 
 

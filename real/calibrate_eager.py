@@ -37,6 +37,8 @@ LARGE: tuple[Mapping[str, int], ...] = (
 )
 """Weights that caches hold, that they just about hold, and that they do not."""
 BATCHES, PROMPTS, STEPS = (4, 16), (32, 192), 33
+PACED = (BATCHES[-1], PROMPTS[0] + STEPS // 2)
+"""Sequences, and tokens cached, of the decode steps that are this machine's pace; see `real.pace`."""
 TRAINED = (8, 128)
 """Sequences and tokens of a pass between answers: an actor trains before it generates, and leaves nothing in caches."""
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)

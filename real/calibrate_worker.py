@@ -20,6 +20,17 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from torch.nn import functional
 
 from costmodels.files import write_atomically
+from costmodels.measured import sizes_of
+from costmodels.transformer import TransformerShape
+from costmodels.transformer_kernels import (
+    Slice,
+    Work,
+    attention_block,
+    attention_core,
+    embedding,
+    head,
+    mlp_block,
+)
 from real import microbench
 from real.calibrate_eager import PROMPTS, eager
 from real.collectives import ALL_GATHER, REDUCE_SCATTER
@@ -61,7 +72,7 @@ MODELS = (
     {"layers": 3, "hidden": 192, "ffn": 512, "heads": 3, "head_dim": 64, "vocab": 256, "max_len": SEQ_LEN},
     {"layers": 2, "hidden": 384, "ffn": 1024, "heads": 6, "head_dim": 64, "vocab": 256, "max_len": SEQ_LEN},
 )
-"""What kernels take inside a model is compared with what they take alone on these."""
+"""What kernels take inside a model is compared with what they take alone, at the same sizes, on these."""
 
 PASSES = 2
 ROUNDS = 3
@@ -110,15 +121,30 @@ def _kernels(at_least_s: float, quick: bool, folder: Path) -> dict[str, list[Row
     return out
 
 
+def work_of(shape: Mapping[str, int]) -> Work:
+    """What a microbatch of one of the models is made of."""
+    model = TransformerShape(**shape, kv_heads=shape["heads"])
+    part = Slice(sequences=SEQUENCES, seq_len=SEQ_LEN, precision="float32", fused_projections=False)
+    layer = attention_block(model, part, "none") + attention_core(model, part, "none") + mlp_block(model, part, "none")
+    return embedding(model, part) + layer * model.layers + head(model, part)
+
+
 def _points(at_least_s: float, quick: bool) -> Iterator[tuple[str, tuple[int, ...], Callable[[], tuple[float, float]]]]:
     """Every kernel and size with the function that times it."""
-    for rows in QUICK_ROWS if quick else ROWS:
-        for wide, deep in LINEARS:
-            for sizes, run in microbench.gemms(rows, wide, deep).items():
-                yield "gemm", sizes, lambda run=run: timed(run, at_least_s)  # type: ignore[misc]
+    forward_only = {
+        (k.name, tuple(dict(k.shape)[size] for size in sizes_of(k.name)))
+        for shape in MODELS
+        for k in work_of(shape).forward
+    }
+    products = {sizes for name, sizes in forward_only if name == "gemm"}
+    products |= {(rows, *sizes) for rows in (QUICK_ROWS if quick else ROWS) for sizes in LINEARS}
+    for rows, wide, deep in sorted(products):
+        for sizes, run in microbench.gemms(rows, wide, deep).items():
+            yield "gemm", sizes, lambda run=run: timed(run, at_least_s)  # type: ignore[misc]
     for name, build in DIFFERENTIABLE.items():
         chosen = SIZES.get(name, CELLS)
-        for sizes in chosen[::2] if quick else chosen:
+        inside = {sizes for of, sizes in forward_only if of == name}
+        for sizes in sorted(inside.union(chosen[::2] if quick else chosen)):
             apply, make = build(*sizes)
             yield name, sizes, lambda a=apply, m=make: timed(forward(a, m), at_least_s)  # type: ignore[misc]
             if name not in NO_BACKWARD:

@@ -1,8 +1,8 @@
 """How fast this machine computes beside a run, as against when it was calibrated.
 
 A virtual machine shares its cores' clock, its caches and its memory with others: on the one this was written on everything takes up
-to a fifth longer, or less, ten minutes later. A calibration therefore probes what training and generation are made of before and
-after it measures costs, and the same probe before and after a run says at what pace the run had to go. It knows nothing of the run.
+to a fifth longer, or less, ten minutes later. What a calibration measures of whole passes and decode steps is its pace, and a probe
+that does the same before and after a run says at what pace the run had to go. It knows nothing of the run.
 
 Kernels of whole passes go with `pass_s`; decode steps, sums of next to nothing and a controller's calls, all of them the host's
 time for the most part, with `step_s`. Messages between processes and stores are as they were.
@@ -12,11 +12,10 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any, Self
-
-import numpy as np
 
 from costmodels.specs import DeviceSpec
 from real.launch import launch
@@ -37,10 +36,14 @@ class Pace:
     step_s: float
 
     @classmethod
+    def of(cls, passes_s: Sequence[float], steps_s: Sequence[float]) -> Self:
+        """Of what each of the models took."""
+        return cls(pass_s=geometric_mean(passes_s), step_s=geometric_mean(steps_s))
+
+    @classmethod
     def between(cls, paces: Sequence[Self]) -> Self:
         """Geometric means."""
-        found = np.exp(np.mean([np.log([p.pass_s, p.step_s]) for p in paces], axis=0)).tolist()
-        return cls(pass_s=found[0], step_s=found[1])
+        return cls.of([p.pass_s for p in paces], [p.step_s for p in paces])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,22 +58,17 @@ class Slower:
         return cls(passes=now.pass_s / usual.pass_s, steps=now.step_s / usual.step_s)
 
 
-def probe(*, quick: bool = False) -> Pace:
+def probe() -> Pace:
     """The machine's pace with every core busy, in less than twenty seconds. Raises `CannotRun` if a process fails."""
     with tempfile.TemporaryDirectory(prefix="windtunnel-") as name:
         folder = Path(name)
-        launch("real.pace_worker", busy_ranks(), folder, arguments=["quick"] if quick else [])
+        launch("real.pace_worker", busy_ranks(), folder)
         return Pace(**json.loads((folder / "pace.json").read_text()))
 
 
 def busy_ranks() -> int:
     """Processes with which every core is busy, of at most eight, and at least two."""
     return max(min(os.cpu_count() or 1, 8), 2)
-
-
-def entry(paces: Sequence[Pace]) -> dict[str, float]:
-    """The `measured.pace` of a device whose costs were measured between these."""
-    return asdict(Pace.between(paces))
 
 
 def usual(device: DeviceSpec) -> Pace | None:

@@ -1,9 +1,9 @@
-"""What each process of `real.pace.probe` does. Started as `python -m real.pace_worker FOLDER [quick]`: FOLDER takes pace.json."""
+"""What each process of `real.pace.probe` does. Started as `python -m real.pace_worker FOLDER`: FOLDER takes pace.json."""
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from statistics import geometric_mean
 
 import torch
 import torch.distributed as dist
@@ -12,6 +12,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from costmodels.files import write_atomically
 from real.calibrate_eager import BATCHES, LARGE, PROMPTS, step_seconds
 from real.calibrate_worker import MODELS, WARM_UP, model_seconds
+from real.pace import Pace
 from real.process import joined
 
 STEPS = 5
@@ -21,15 +22,14 @@ STEPS = 5
 @record
 def main() -> None:
     """Passes forward and backward, then decode steps, while the others do the same."""
-    folder, quick = Path(sys.argv[1]), "quick" in sys.argv[2:]
+    folder = Path(sys.argv[1])
     torch.manual_seed(0)
     with joined(cuda=False):
-        passes = [model_seconds(shape, 0.3 if quick else 1.0, WARM_UP) for shape in MODELS]
+        passes = [model_seconds(shape, 1.0, WARM_UP) for shape in MODELS]
         wanted = [(shape, BATCHES[-1], PROMPTS[0]) for shape in LARGE]
-        steps = [seconds for _, seconds in step_seconds(wanted, 1 if quick else STEPS)]
+        steps = [seconds for _, seconds in step_seconds(wanted, STEPS)]
         if dist.get_rank() == 0:
-            found = {"pass_s": geometric_mean(passes), "step_s": geometric_mean(steps)}
-            write_atomically(folder / "pace.json", json.dumps(found))
+            write_atomically(folder / "pace.json", json.dumps(asdict(Pace.of(passes, steps))))
 
 
 if __name__ == "__main__":

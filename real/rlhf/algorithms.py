@@ -75,7 +75,7 @@ class Dataflow:
     def _prepared(self, batch: Remote, asked: Remote) -> Remote:
         found = batch
         if self.job.algorithm == "remax":
-            greedy = self._scored("reward", self._generated(asked, sample=False))
+            greedy = self._scored("reward", self._generated(asked, sample=False), "reward_greedy")
             found = found | greedy.renamed(baseline="reward")
         for role, gives, named in (
             ("actor", "logprob", "log_prob"),
@@ -92,18 +92,17 @@ class Dataflow:
                 found = found | self._scored(role, batch)
         return found
 
-    def _scored(self, role: str, batch: Remote) -> Remote:
+    def _scored(self, role: str, batch: Remote, named: str = "") -> Remote:
         model = self.models[role]
         gives = ("reward", "length") if role == "reward" else ("cost",)
-        return model.call(role, dp_proto(model.degrees.n_ranks), batch, ANSWER, gives)
+        return model.call(role, dp_proto(model.degrees.n_ranks), batch, ANSWER, gives, named)
 
     def _advantages(self, batch: Remote) -> Remote:
         more = {"ppo": ("values",), "safe_rlhf": ("values", "cost"), "remax": ("baseline",), "grpo": ()}
         takes = ("mask", "logprob", "reference_logprob", "reward", *more[self.job.algorithm])
         gives = ("advantages", "returns") if self.job.has_critic else ("advantages",)
         actor = self.models["actor"]
-        named = "log_prob"  # numbers that no model makes are sent on with what they are made of
-        return actor.call("advantages", self.training["actor"], batch, takes, gives, named, multiplier=self.multiplier)
+        return actor.call("advantages", self.training["actor"], batch, takes, gives, multiplier=self.multiplier)
 
     def _update(self, part: Remote, number: str) -> None:
         """One minibatch, with the number of the update; critic and actor at the same time where they are in different pools."""

@@ -3,7 +3,7 @@
 Of a pipeline every stage gets the rows; only its last stage returns columns.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.distributed as dist
@@ -70,8 +70,8 @@ class Actor:
     def update(self, batch: Columns) -> Columns:
         """One step of the optimiser on a minibatch; rows of `pretrain`, text not to be unlearnt, follow those of answers."""
         text = batch.pop("pretrain", batch["tokens"][:0])
-        answers, tokens = len(batch["tokens"]), _over_replicas(batch["mask"].sum(), self.replicas)
-        words = _over_replicas(torch.tensor(text[:, 1:].numel(), device=self.device), self.replicas)
+        answers, tokens = len(batch["tokens"]), _over_replicas(batch["mask"].sum(), self.stage, self.replicas)
+        words = _over_replicas(torch.tensor(text[:, 1:].numel(), device=self.device), self.stage, self.replicas)
 
         def loss(given: Tensor, rows: slice) -> Tensor:
             hidden = hidden_states(self.model, given)
@@ -80,9 +80,9 @@ class Actor:
             some, read = _rows(batch, rows), text[max(rows.start - answers, 0) : max(rows.stop - answers, 0)]
             parts, n = [], len(some["tokens"])
             if n:
-                parts.append(self._policy_loss(hidden[:n], some, tokens))
+                parts.append(self._policy_loss(hidden[:n], some, tokens()))
             if len(read):
-                parts.append(self.job.pretrain * language_loss(self._logprobs(hidden[n:], read, 1), tokens=words))
+                parts.append(self.job.pretrain * language_loss(self._logprobs(hidden[n:], read, 1), tokens=words()))
             return torch.stack(parts).sum()
 
         complete = gradients(self.part, self.stage, torch.cat([batch["tokens"], text]), loss)
@@ -138,7 +138,7 @@ class CriticRole:
 
     def update(self, batch: Columns) -> Columns:
         """One step of the optimiser on a minibatch."""
-        tokens = _over_replicas(batch["mask"].sum(), self.replicas)
+        tokens = _over_replicas(batch["mask"].sum(), self.stage, self.replicas)
         clip = self.job.value_clip
 
         def loss(given: Tensor, rows: slice) -> Tensor:
@@ -146,7 +146,7 @@ class CriticRole:
             if not self.stage.last:
                 return found
             some = _rows(batch, rows)
-            return value_loss(found, some["values"], some["returns"], some["mask"], clip=clip, tokens=tokens)
+            return value_loss(found, some["values"], some["returns"], some["mask"], clip=clip, tokens=tokens())
 
         complete = gradients(self.part, self.stage, batch["tokens"], loss)
         if not self.part.portions.sharded:
@@ -220,9 +220,15 @@ def _rows(batch: Columns, rows: slice) -> Columns:
     return {name: column[rows] for name, column in batch.items()}
 
 
-def _over_replicas(count: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """The sum over training replicas, in float32."""
+def _over_replicas(count: Tensor, stage: Stage, group: dist.ProcessGroup) -> Callable[[], Tensor]:
+    """The sum over training replicas, in float32, for a last stage's loss: passes begin before every replica has counted."""
     total = count.to(torch.float32)
-    if group.size() > 1:
-        dist.all_reduce(total, group=group)
-    return total
+    shared = stage.last and group.size() > 1
+    work = dist.all_reduce(total, group=group, async_op=True) if shared else None
+
+    def found() -> Tensor:
+        if work is not None:
+            work.wait()
+        return total
+
+    return found

@@ -71,10 +71,17 @@ class _Way:
             self.sent.append((work, message))
 
     def receive(self, into: Tensor, receiving: AbstractContextManager[None]) -> Tensor:
-        dist.recv(into.new_empty(1), group=self.group, group_src=self.source)
+        """Both are asked for at once: a sender that computes meanwhile is interrupted once, not twice."""
+        word, whole = (self._arriving(x) for x in (into.new_empty(1), into))
+        word.wait()
         with receiving:
-            dist.recv(into, group=self.group, group_src=self.source)
+            whole.wait()
         return into
+
+    def _arriving(self, into: Tensor) -> dist.Work:
+        work = dist.irecv(into, group=self.group, group_src=self.source)
+        assert work is not None
+        return work
 
     def settle(self) -> None:
         for work, _ in self.sent:

@@ -7,7 +7,8 @@ from typing import Literal, get_args
 from simcore.errors import InputError, Problem
 
 Kind = Literal["generate", "forward", "train", "compute"]
-"""`compute` is numbers only (advantages), done by the controller; it has no role and takes no time that counts."""
+"""`compute` is numbers only (advantages), and has no role. The controller does it in no time that counts; in plans of the engine
+`transformers` it is a call of the pool that generates."""
 Stage = Literal["generation", "preparation", "training"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 STAGE_OF: dict[Kind, Stage] = {
@@ -155,7 +156,7 @@ def with_rollout(dataflow: Dataflow) -> Dataflow:
 
 
 def with_checks(dataflow: Dataflow, roles: Collection[str]) -> Dataflow:
-    """The dataflow with scores of some roles computed by code: calls that have no model and take no time that counts."""
+    """The dataflow with scores of some roles computed by code: calls that have no model."""
     calls = tuple(replace(c, role="", kind="compute") if c.role in roles else c for c in dataflow.calls)
     return replace(dataflow, calls=calls)
 
@@ -165,11 +166,14 @@ LOG_PROB = "log_prob"
 
 def with_log_prob(dataflow: Dataflow) -> Dataflow:
     """The dataflow with log-probabilities of responses by a forward pass of the model that generated them (table 4 of the paper:
-    optional in PPO). Whatever is trained waits for them."""
+    optional in PPO). Whatever is trained waits for them, or for numbers that are made of them."""
     found: list[Call] = []
     last = max(i for i, c in enumerate(dataflow.calls) if c.kind == "generate")
+    numbers = {c.name for c in dataflow.calls[last:] if c.kind == "compute"}
+    trained = [c for c in dataflow.calls if c.kind == "train"]
+    waiting = {name for c in trained for name in numbers.intersection(c.after) or {c.name}}
     for i, c in enumerate(dataflow.calls):
-        found.append(replace(c, after=(*c.after, LOG_PROB)) if c.kind == "train" else c)
+        found.append(replace(c, after=(*c.after, LOG_PROB)) if c.name in waiting else c)
         if i == last:
             found.append(call(LOG_PROB, "forward", c.role, c.name))
     return replace(dataflow, calls=tuple(found))

@@ -57,25 +57,39 @@ class _Writer:
 
     def write(self) -> None:
         """All calls in the order of the dataflow."""
+        making = {
+            "generate": self._generate,
+            "forward": self._forward,
+            "train": self._train,
+            "compute": lambda _call, _pool, waits: waits,
+        }
         for call in self.workload.dataflow.calls:
-            if not call.role:
-                continue
-            pool = self.pool_of[call.role]
-            inputs = self.workload.dataflow.inputs(call)
-            waits = [*self.last[pool.name], *(t for a in inputs for t in self._arrived(a, pool))]
+            pool = self.pool_of[call.role or self._generating]
+            if not call.role and not self.workload.generation.padded:
+                continue  # the controller computes it meanwhile
+            waits = [*self.last[pool.name], *(t for a in self._inputs(call) for t in self._arrived(a, pool))]
             waits = self._fetch(call, pool, list(dict.fromkeys(waits)))
             if call.kind != "train":
                 waits = self._called(call.name, pool, waits, self.workload.sequences)
-            ends = {"generate": self._generate, "forward": self._forward, "train": self._train}[call.kind](
-                call, pool, waits
-            )
-            ends = self._put_back(call, pool, ends)
+            ends = self._put_back(call, pool, making[call.kind](call, pool, waits))
             self.ends[call.name] = self.last[pool.name] = ends
             self.where[call.name] = pool
 
     def add(self, name: str, op: Op, after: list[str], activation_B: float = 0.0) -> str:
         self.tasks.append(Task(name, op, tuple(dict.fromkeys(after)), round(activation_B)))
         return name
+
+    @property
+    def _generating(self) -> str:
+        """The role whose pool also computes numbers that no model makes."""
+        dataflow = self.workload.dataflow
+        return next(role for role in dataflow.roles if dataflow.generates(role))
+
+    def _inputs(self, call: Call) -> tuple[str, ...]:
+        """Calls of the plan whose results a call needs: of one that is not in the plan, what it needs itself."""
+        by_name = {c.name: c for c in self.workload.dataflow.calls}
+        found = [(name,) if name in self.ends else self._inputs(by_name[name]) for name in call.after]
+        return tuple(dict.fromkeys(name for names in found for name in names))
 
     def _arrived(self, call: str, pool: Pool) -> list[str]:
         """Tasks after which the results of a call are in a pool, sent there if they were made in another."""

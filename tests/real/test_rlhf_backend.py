@@ -61,14 +61,11 @@ def two_pools(started: None) -> tuple[Plan, Trace]:
 
 
 def of_rank(plan: Plan, rank: int) -> set[str]:
-    """Tasks that a rank has to do with; what arrives counts where it arrives.
-
-    Returns of the critic are made of log-probabilities of actor and reference, and arrive with those of the actor.
-    """
+    """Tasks that a rank has to do with; what arrives counts where it arrives."""
     found = set()
     for task in plan.tasks:
         group = task.op.target if hasattr(task.op, "target") else task.op.group
-        if rank in plan.groups[group].ranks() and task.id != "ref_log_prob/to_pool1":
+        if rank in plan.groups[group].ranks():
             found.add(task.id)
     return found
 

@@ -13,7 +13,7 @@ from costmodels.errors import DataError
 from costmodels.specs import DeviceSpec
 from costmodels.transformer import TransformerShape
 from simcore.errors import ScenarioError
-from simcore.hybridflow.dataflow import ppo, remax, with_checks, with_log_prob
+from simcore.hybridflow.dataflow import call, own, ppo, remax, with_checks, with_log_prob
 from simcore.scenario import load
 
 ROOT = Path(__file__).parents[2]
@@ -93,7 +93,10 @@ def test_whatever_trains_waits_for_recomputed_log_probabilities() -> None:
     flow = with_log_prob(remax())
     names = [c.name for c in flow.calls]
     assert names.index("log_prob") == names.index("generate_greedy") + 1
-    assert all("log_prob" in c.after for c in flow.calls if c.kind == "train")
+    assert all("log_prob" in flow.inputs(c) for c in flow.calls if c.kind == "train")
+    assert [c.name for c in flow.calls if "log_prob" in c.after] == ["advantages"]  # updates learn from these
+    alone = own("own", [call("generate", "generate", "actor"), call("update", "train", "actor", "generate")])
+    assert [c.name for c in with_log_prob(alone).calls if "log_prob" in c.after] == ["update"]
 
 
 def test_beside_waiting_ranks_steps_take_what_they_take_alone(device: DeviceSpec) -> None:

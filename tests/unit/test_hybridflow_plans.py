@@ -217,6 +217,18 @@ def test_other_workloads_are_refused() -> None:
         planned(hybridflow, None, cluster())  # type: ignore[arg-type]
 
 
+def test_numbers_are_calls_where_no_controller_computes_them_meanwhile() -> None:
+    """With the engine of real runs: of the pool that generates, from which they go to whoever learns from them."""
+    fields = {"algorithm": "ppo", "checked": ["reward"], "precision": "float32", "recompute_log_prob": True}
+    of_engine = {
+        engine: planned(placed, workload(**fields, generation={"engine": engine}), cluster(), placement="split")
+        for engine in ("vllm", "transformers")
+    }
+    sent = {name: {t.id for t in plan.tasks if "/to_pool" in t.id} for name, plan in of_engine.items()}
+    assert {s.partition("/")[0] for s in sent["vllm"]} == {"generate", "values", "log_prob", "ref_log_prob"}
+    assert {s.partition("/")[0] for s in sent["transformers"]} == {"generate", "values", "advantages"}
+
+
 def test_the_plan_is_the_same_every_time() -> None:
     on = cluster()
     digests = {planned(hybridflow, workload(response_len=TAIL), on).digest for _ in range(2)}

@@ -7,7 +7,7 @@ import pytest
 
 from costmodels.specs import DeviceSpec
 from real import variations
-from real.pace import Pace, Slower, at_pace, entry, usual
+from real.pace import Pace, Slower, at_pace, usual
 from real.variations import chosen, usual_pace
 from simcore.errors import InputError
 from simcore.plan import Plan
@@ -76,7 +76,7 @@ def test_an_iteration_takes_as_much_longer_as_its_computing() -> None:
 
 def test_paces_are_averaged_as_ratios() -> None:
     both = [Pace(pass_s=1.0, step_s=2.0), Pace(pass_s=4.0, step_s=8.0)]
-    assert entry(both) == {"pass_s": pytest.approx(2.0), "step_s": pytest.approx(4.0)}
+    assert Pace.of([1.0, 4.0], [8.0, 2.0, 4.0]) == Pace(pass_s=pytest.approx(2.0), step_s=pytest.approx(4.0))
     slower = Slower.than(both[0], Pace.between(both))
     assert (slower.passes, slower.steps) == (pytest.approx(2.0), pytest.approx(2.0))
 
