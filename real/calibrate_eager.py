@@ -87,7 +87,8 @@ Answers = tuple[Mapping[str, int], int, int]
 
 
 def step_seconds(wanted: Sequence[Answers], repeats: int) -> list[tuple[Answers, float]]:
-    """Seconds of a decode step, after a pass of training: the mean of so many answers after the first, without the slowest.
+    """Seconds of a decode step until the last rank is done, for which whatever follows waits; after a pass of training, the mean of
+    so many answers after the first, without the slowest.
 
     All in turn, and then again, so that they are measured on one machine: it is not as fast as half a minute before.
     """
@@ -99,7 +100,7 @@ def step_seconds(wanted: Sequence[Answers], repeats: int) -> list[tuple[Answers,
             tokens = torch.zeros(TRAINED, dtype=torch.int64)
             model(tokens, use_cache=False).logits.sum().backward()
             model.zero_grad()
-            seconds.append(_step_s(model, torch.randint(0, shape["vocab"], (batch, prompt))))
+            seconds.append(_slowest(_step_s(model, torch.randint(0, shape["vocab"], (batch, prompt)))))
     return [(one, _usual(seconds)) for one, seconds in zip(wanted, found, strict=True)]
 
 
@@ -194,6 +195,13 @@ def _mean_of_ranks(number: float) -> float:
     total = torch.tensor(number, dtype=torch.float64)
     dist.all_reduce(total)
     return float(total) / dist.get_world_size()
+
+
+def _slowest(number: float) -> float:
+    """Of all ranks."""
+    found = torch.tensor(number, dtype=torch.float64)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return float(found)
 
 
 def entry(

@@ -138,11 +138,11 @@ def shown(rows: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def options_of(about: str | None, scenario: str) -> argparse.Namespace:
+def options_of(about: str | None, scenario: str, repeat: int = 2) -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenario", type=Path, default=Path(scenario))
-    parser.add_argument("--repeat", type=int, default=2, help="real runs of each variation; the median counts")
+    parser.add_argument("--repeat", type=int, default=repeat, help="real runs of each variation; the median counts")
     parser.add_argument("--only", nargs="*", default=(), help="names of variations")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()

@@ -32,7 +32,9 @@ class Slower:
     def than(cls, usual: Speed, now: Speed) -> Self:
         """The disk is as it was where that is not known."""
         then, found = usual.known(), now.known()
-        return cls(*(then[f.name] / found[f.name] if f.name in then and f.name in found else 1.0 for f in fields(Speed)))
+        return cls(
+            *(then[f.name] / found[f.name] if f.name in then and f.name in found else 1.0 for f in fields(Speed))
+        )
 
 
 def simulator(scenario: Scenario, slower: Slower) -> SimBackend:

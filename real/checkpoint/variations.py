@@ -7,7 +7,8 @@ wants an earlier `windtunnel calibrate`, which saves and loads states of other s
 
 A virtual machine's memory and disk are not always as fast as when costs were measured. Beside each run both ranks copy memory, and
 write to the disk and read from it where checkpoints are on it; "copies", "writes" and "reads" are how many times as long that took
-as during the calibration, "error" is that of a simulation with such a machine, and "as calibrated" that of one which knows nothing of it.
+as during the calibration, "error" is that of a simulation with such a machine, and "as calibrated" that of one which knows nothing
+of it.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """From a decision to the plan of one iteration: every call's tasks on its pool, transitions, and batches that go between pools."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -57,7 +57,7 @@ class _Writer:
 
     def write(self) -> None:
         """All calls in the order of the dataflow."""
-        making = {
+        making: Mapping[str, Callable[[Call, Pool, list[str]], list[str]]] = {
             "generate": self._generate,
             "forward": self._forward,
             "train": self._train,

@@ -112,11 +112,15 @@ def test_rewards_are_those_of_any_other_placement(two_pools: tuple[Plan, Trace])
 
 @pytest.mark.slow
 def test_a_pipeline_has_the_spans_of_its_plan(two_pools: tuple[Plan, Trace]) -> None:
-    """A pass for every portion on every stage, and what goes between stages where it arrives."""
+    """A pass for every portion on every stage, and what goes between stages where it arrives, unless that is too short to be
+    written down."""
     plan, trace = run(STAGES)
     assert plan.decisions["pools"][0]["models"]["actor"]["parallelism"]["pp"] == 2
     for lane in range(2):
-        assert {trace.task_ids[t] for t in trace.task[trace.lane == lane]} == of_rank(plan, lane)
+        seen, own = {trace.task_ids[t] for t in trace.task[trace.lane == lane]}, of_rank(plan, lane)
+        assert seen <= own
+        assert all(task.endswith("/send") for task in own - seen)
+    assert any(trace.task_ids[t].endswith("/send") for t in trace.task)
     assert trace.extra["reward"] == pytest.approx(two_pools[1].extra["reward"], rel=1e-5)
 
 
