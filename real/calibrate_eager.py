@@ -100,7 +100,7 @@ def step_seconds(wanted: Sequence[Answers], repeats: int) -> list[tuple[Answers,
             tokens = torch.zeros(TRAINED, dtype=torch.int64)
             model(tokens, use_cache=False).logits.sum().backward()
             model.zero_grad()
-            seconds.append(_slowest(_step_s(model, torch.randint(0, shape["vocab"], (batch, prompt)))))
+            seconds.append(slowest_of_ranks(_step_s(model, torch.randint(0, shape["vocab"], (batch, prompt)))))
     return [(one, _usual(seconds)) for one, seconds in zip(wanted, found, strict=True)]
 
 
@@ -112,7 +112,7 @@ def _host_step_s(layers: int, repeats: int, *, split: bool) -> float:
 
 def _usual(seconds: Sequence[float]) -> float:
     """The mean over ranks of all but the first and the slowest."""
-    return _mean_of_ranks(mean_and_spread(list(seconds[1:]))[0])
+    return mean_of_ranks(mean_and_spread(list(seconds[1:]))[0])
 
 
 def _step_s(model: LlamaForCausalLM, prompts: torch.Tensor) -> float:
@@ -150,7 +150,7 @@ def _passes_s(layers: int, repeats: int, *, split: bool) -> tuple[float, float]:
         found.append((middle - start, time.perf_counter() - middle))
         model.zero_grad()
     forward, backward = np.median(found[2:], axis=0).tolist()
-    return _mean_of_ranks(forward), _mean_of_ranks(backward)
+    return mean_of_ranks(forward), mean_of_ranks(backward)
 
 
 def _model(shape: Mapping[str, int], *, split: bool) -> LlamaForCausalLM:
@@ -169,7 +169,7 @@ def _product_s(rows: int, at_least_s: float) -> float:
     for wide, deep in MATRICES:
         seconds = _linear_s(rows, wide, deep, at_least_s)
         each.append(max(seconds - tiny, 0.1 * seconds) / (rows * wide * deep))
-    return _mean_of_ranks(float(np.mean(each)))
+    return mean_of_ranks(float(np.mean(each)))
 
 
 def _linear_s(rows: int, wide: int, deep: int, at_least_s: float) -> float:
@@ -188,17 +188,16 @@ def _cache_s(batch: int, heads: int, tokens: int, width: int, at_least_s: float)
         keys, values = torch.cat([keys, k], dim=-2), torch.cat([values, v], dim=-2)
         return functional.scaled_dot_product_attention(q, keys, values)
 
-    return _mean_of_ranks(timed(run, at_least_s)[0])
+    return mean_of_ranks(timed(run, at_least_s)[0])
 
 
-def _mean_of_ranks(number: float) -> float:
+def mean_of_ranks(number: float) -> float:
     total = torch.tensor(number, dtype=torch.float64)
     dist.all_reduce(total)
     return float(total) / dist.get_world_size()
 
 
-def _slowest(number: float) -> float:
-    """Of all ranks."""
+def slowest_of_ranks(number: float) -> float:
     found = torch.tensor(number, dtype=torch.float64)
     dist.all_reduce(found, op=dist.ReduceOp.MAX)
     return float(found)

@@ -32,7 +32,7 @@ from costmodels.transformer_kernels import (
     mlp_block,
 )
 from real import microbench
-from real.calibrate_eager import PROMPTS, eager
+from real.calibrate_eager import PROMPTS, eager, mean_of_ranks, slowest_of_ranks
 from real.collectives import ALL_GATHER, REDUCE_SCATTER
 from real.launch import tell
 from real.microbench import DIFFERENTIABLE, NO_BACKWARD, InTurn, backward_seconds, forward, timed
@@ -131,19 +131,19 @@ def work_of(shape: Mapping[str, int]) -> Work:
 
 def _points(at_least_s: float, quick: bool) -> Iterator[tuple[str, tuple[int, ...], Callable[[], tuple[float, float]]]]:
     """Every kernel and size with the function that times it."""
-    forward_only = {
+    inside_models = {
         (k.name, tuple(dict(k.shape)[size] for size in sizes_of(k.name)))
         for shape in MODELS
         for k in work_of(shape).forward
     }
-    products = {sizes for name, sizes in forward_only if name == "gemm"}
+    products = {sizes for name, sizes in inside_models if name == "gemm"}
     products |= {(rows, *sizes) for rows in (QUICK_ROWS if quick else ROWS) for sizes in LINEARS}
     for rows, wide, deep in sorted(products):
         for sizes, run in microbench.gemms(rows, wide, deep).items():
             yield "gemm", sizes, lambda run=run: timed(run, at_least_s)  # type: ignore[misc]
     for name, build in DIFFERENTIABLE.items():
         chosen = SIZES.get(name, CELLS)
-        inside = {sizes for of, sizes in forward_only if of == name}
+        inside = {sizes for of, sizes in inside_models if of == name}
         for sizes in sorted(inside.union(chosen[::2] if quick else chosen)):
             apply, make = build(*sizes)
             yield name, sizes, lambda a=apply, m=make: timed(forward(a, m), at_least_s)  # type: ignore[misc]
@@ -206,13 +206,7 @@ def _between_products(run: Callable[[torch.Tensor, torch.Tensor], object], buffe
         start = time.perf_counter()
         run(whole, part)
         seconds.append(time.perf_counter() - start)
-    return _mean_of_ranks(microbench.mean_and_spread(seconds[2:])[0])
-
-
-def _mean_of_ranks(number: float) -> float:
-    total = torch.tensor(number, dtype=torch.float64)
-    dist.all_reduce(total)
-    return float(total) / dist.get_world_size()
+    return mean_of_ranks(microbench.mean_and_spread(seconds[2:])[0])
 
 
 def _slowdown(all_reduce_s: float) -> float:
@@ -235,7 +229,7 @@ def _slowdown(all_reduce_s: float) -> float:
             products += 1
         work.wait()
     lost_s = time.perf_counter() - start - products * product_s
-    return min(max(_mean_of_ranks(lost_s) / (BESIDE * all_reduce_s), 0.0), 0.9)
+    return min(max(mean_of_ranks(lost_s) / (BESIDE * all_reduce_s), 0.0), 0.9)
 
 
 def _models(at_least_s: float, warm_up: int) -> list[tuple[Mapping[str, int], float]]:
@@ -254,9 +248,7 @@ def model_seconds(shape: Mapping[str, int], at_least_s: float, warm_up: int) -> 
         logits = model(tokens[:, :-1], use_cache=False).logits
         functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
         model.zero_grad(set_to_none=True)
-        slowest = torch.tensor(time.perf_counter() - start, dtype=torch.float64)
-        dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
-        return float(slowest)
+        return slowest_of_ranks(time.perf_counter() - start)
 
     for _ in range(warm_up):
         first = once()

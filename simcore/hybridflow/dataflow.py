@@ -46,13 +46,13 @@ class Dataflow:
     def calls_of(self, role: str) -> tuple[Call, ...]:
         return tuple(c for c in self.calls if c.role == role)
 
-    def inputs(self, call: Call) -> tuple[str, ...]:
-        """The calls of models whose results a call needs: of numbers that no model computes, what they are computed from."""
+    def inputs(self, call: Call, known: Collection[str] | None = None) -> tuple[str, ...]:
+        """The calls whose results a call needs, of those that are `known`, by default those of models: of another call, such as
+        numbers that no model computes, what it is computed from."""
         by_name = {c.name: c for c in self.calls}
-        found: list[str] = []
-        for name in call.after:
-            found += (name,) if by_name[name].role else self.inputs(by_name[name])
-        return tuple(dict.fromkeys(found))
+        known = {c.name for c in self.calls if c.role} if known is None else known
+        found = [(name,) if name in known else self.inputs(by_name[name], known) for name in call.after]
+        return tuple(dict.fromkeys(name for names in found for name in names))
 
     def kinds_of(self, role: str) -> frozenset[Kind]:
         return frozenset(c.kind for c in self.calls if c.role == role)

@@ -67,7 +67,8 @@ class _Writer:
             pool = self.pool_of[call.role or self._generating]
             if not call.role and not self.workload.generation.padded:
                 continue  # the controller computes it meanwhile
-            waits = [*self.last[pool.name], *(t for a in self._inputs(call) for t in self._arrived(a, pool))]
+            inputs = self.workload.dataflow.inputs(call, self.ends)
+            waits = [*self.last[pool.name], *(t for a in inputs for t in self._arrived(a, pool))]
             waits = self._fetch(call, pool, list(dict.fromkeys(waits)))
             if call.kind != "train":
                 waits = self._called(call.name, pool, waits, self.workload.sequences)
@@ -84,12 +85,6 @@ class _Writer:
         """The role whose pool also computes numbers that no model makes."""
         dataflow = self.workload.dataflow
         return next(role for role in dataflow.roles if dataflow.generates(role))
-
-    def _inputs(self, call: Call) -> tuple[str, ...]:
-        """Calls of the plan whose results a call needs: of one that is not in the plan, what it needs itself."""
-        by_name = {c.name: c for c in self.workload.dataflow.calls}
-        found = [(name,) if name in self.ends else self._inputs(by_name[name]) for name in call.after]
-        return tuple(dict.fromkeys(name for names in found for name in names))
 
     def _arrived(self, call: str, pool: Pool) -> list[str]:
         """Tasks after which the results of a call are in a pool, sent there if they were made in another."""
