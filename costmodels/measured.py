@@ -2,7 +2,8 @@
 
 A device's `measured.kernels` maps a kernel's name, or its name and dtype as in "gemm:int8", to points [size, size, ..., seconds];
 a name alone is float32. `SIZES` says which sizes in which order.
-`measured.in_model` is how much longer kernels take inside a model than alone, where these points were measured.
+`measured.in_model` is how much longer kernels take inside a model than alone, where these points were measured, and
+`measured.module_s` what the host takes to call a module of a pass forward: going back no modules are called.
 `measured.sharing` is how much longer kernels take in processes that share cores and slept before; it counts where a cluster says
 that they do.
 `measured.operators` has points {size: ..., size: ..., seconds: ...} by the same names, which were measured inside a model
@@ -72,9 +73,19 @@ def kernel_seconds(kernel: Kernel, device: DeviceSpec) -> float | None:
     found = _points(device, once)
     if found is None:
         return None
-    in_model = device.measured.get("in_model", 1.0) if found.alone else 1.0
-    assert isinstance(in_model, float)
-    return kernel.count * batch * _between(once, found) * in_model
+    if not found.alone:
+        return kernel.count * batch * _between(once, found)
+    in_model, module_s = device.measured.get("in_model", 1.0), device.measured.get("module_s", 0.0)
+    assert isinstance(in_model, float) and isinstance(module_s, float)
+    return kernel.count * (batch * _between(once, found) * in_model + module_s * is_module(kernel, device))
+
+
+def is_module(kernel: Kernel, device: DeviceSpec) -> bool:
+    """Whether a kernel is one of those that the time for calling modules is put down to: what only a pass forward launches, since
+    it goes back through another kernel. Products and sums of gradients are the same kernels in both."""
+    tables = device.measured.get("kernels", {})
+    assert isinstance(tables, dict)
+    return key_of(f"{kernel.name}_backward", kernel.dtype) in tables
 
 
 def spread(kernel: Kernel, device: DeviceSpec) -> float | None:

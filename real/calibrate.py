@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,13 +16,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.optimize import nnls
 
 from costmodels import compute
 from costmodels.catalog import Catalog, write_entry
+from costmodels.measured import is_module
 from costmodels.specs import DeviceSpec
 from real import calibrate_eager, pace
 from real.calibrate_eager import PACED, calls
-from real.calibrate_worker import work_of
+from real.calibrate_worker import SEQUENCES, work_of
 from real.checkpoint.calibrating import add_checkpoints
 from real.federated.calibrating import add_sharing
 from real.launch import Progress, launch
@@ -53,7 +55,7 @@ def calibrate(out: Path, *, quick: bool = False, progress: Progress | None = Non
         eager = calibrate_eager.entry(
             found["eager"], called, {together["ranks"]: together["collectives"]["all_reduce"]}
         )
-        entry["measured"] |= {"in_model": _in_model(found, Catalog([out]).device(name)), "eager": eager}
+        entry["measured"] |= {**in_model(found["models"], Catalog([out]).device(name)), "eager": eager}
         entry["measured"][pace.MEASURED] = asdict(_pace(together))
         write_entry(out, "devices", name, entry)
         eager |= calibrate_eager.in_steps(found["eager"], Catalog([out]).device(name))
@@ -81,7 +83,8 @@ def _run(processes: int, quick: bool, progress: Progress) -> list[dict[str, Any]
 def _pace(found: Mapping[str, Any]) -> pace.Pace:
     """Of what was measured of whole models, so that costs and pace are those of one moment."""
     steps = [seconds for _, *sizes, seconds in found["eager"]["steps"] if tuple(sizes) == PACED]
-    return pace.Pace.of([seconds for _, seconds in found["models"]], steps)
+    passes = [row["forward_s"] + row["backward_s"] for row in found["models"] if row["sequences"] == SEQUENCES]
+    return pace.Pace.of(passes, steps)
 
 
 def provenance() -> str:
@@ -125,16 +128,18 @@ def _device(found: Mapping[str, Any], cores: int, source: str, slowdown: float) 
     }
 
 
-def _in_model(found: Mapping[str, Any], device: DeviceSpec) -> float:
-    """How much longer kernels take inside a model than alone: modules are called between them, caches hold something else."""
-    ratios = [seconds / alone_seconds(shape, device) for shape, seconds in found["models"]]
-    return round(float(np.exp(np.mean(np.log(ratios)))), 4)
-
-
-def alone_seconds(shape: Mapping[str, int], device: DeviceSpec) -> float:
-    """All kernels of a microbatch of a calibration's model, forward and backward, as they were measured one by one."""
-    work = work_of(shape)
-    return compute.seconds(work.forward + work.backward, device)
+def in_model(models: Sequence[Mapping[str, Any]], device: DeviceSpec) -> dict[str, float]:
+    """`in_model`, how much longer kernels take inside a model than alone, since caches hold something else, and `module_s`, what
+    calling a module of a pass forward takes the host; see `costmodels.measured`. In least squares of relative errors."""
+    columns, seconds = [], []
+    for row in models:
+        work = work_of(row["shape"], row["sequences"])
+        modules = sum(k.count for k in work.forward if is_module(k, device))
+        columns += [[compute.seconds(work.forward, device), modules], [compute.seconds(work.backward, device), 0]]
+        seconds += [row["forward_s"], row["backward_s"]]
+    took = np.array(seconds)
+    (longer, module_s), _ = nnls(np.array(columns) / took[:, None], np.ones(len(took)))
+    return {"in_model": round(float(longer), 4), "module_s": float(module_s)}
 
 
 def _link(found: Mapping[str, Any], source: str) -> dict[str, Any]:

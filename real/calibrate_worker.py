@@ -68,6 +68,8 @@ COPY = (10_000, 100_000, 1_000_000, 10_000_000)
 MESSAGES = (4, 4_096, 65_536, 262_144, 1_048_576, 4_194_304, 16_777_216)
 BESIDE_B, BESIDE = 1_048_576, 24  # size and number of the all-reduces that products run beside
 SEQUENCES, SEQ_LEN = 8, 128
+FEW = 1
+"""Sequences of another microbatch, in which the host's own time counts for more."""
 MODELS = (
     {"layers": 3, "hidden": 192, "ffn": 512, "heads": 3, "head_dim": 64, "vocab": 256, "max_len": SEQ_LEN},
     {"layers": 2, "hidden": 384, "ffn": 1024, "heads": 6, "head_dim": 64, "vocab": 256, "max_len": SEQ_LEN},
@@ -121,10 +123,10 @@ def _kernels(at_least_s: float, quick: bool, folder: Path) -> dict[str, list[Row
     return out
 
 
-def work_of(shape: Mapping[str, int]) -> Work:
+def work_of(shape: Mapping[str, int], sequences: int) -> Work:
     """What a microbatch of one of the models is made of."""
     model = TransformerShape(**shape, kv_heads=shape["heads"])
-    part = Slice(sequences=SEQUENCES, seq_len=SEQ_LEN, precision="float32", fused_projections=False)
+    part = Slice(sequences=sequences, seq_len=SEQ_LEN, precision="float32", fused_projections=False)
     layer = attention_block(model, part, "none") + attention_core(model, part, "none") + mlp_block(model, part, "none")
     return embedding(model, part) + layer * model.layers + head(model, part)
 
@@ -134,7 +136,8 @@ def _points(at_least_s: float, quick: bool) -> Iterator[tuple[str, tuple[int, ..
     inside_models = {
         (k.name, tuple(dict(k.shape)[size] for size in sizes_of(k.name)))
         for shape in MODELS
-        for k in work_of(shape).forward
+        for sequences in (FEW, SEQUENCES)
+        for k in work_of(shape, sequences).forward
     }
     products = {sizes for name, sizes in inside_models if name == "gemm"}
     products |= {(rows, *sizes) for rows in (QUICK_ROWS if quick else ROWS) for sizes in LINEARS}
@@ -232,27 +235,40 @@ def _slowdown(all_reduce_s: float) -> float:
     return min(max(mean_of_ranks(lost_s) / (BESIDE * all_reduce_s), 0.0), 0.9)
 
 
-def _models(at_least_s: float, warm_up: int) -> list[tuple[Mapping[str, int], float]]:
-    """Shapes of small models, and what forward and backward of a microbatch take until the last rank is done."""
-    return [(shape, model_seconds(shape, at_least_s, warm_up)) for shape in MODELS]
+def _models(at_least_s: float, warm_up: int) -> list[dict[str, Any]]:
+    """Of each of the models and microbatches: shape, sequences, and what a pass forward and one backward take."""
+    found = []
+    for shape in MODELS:
+        for sequences in (SEQUENCES, FEW):
+            forward_s, backward_s = model_seconds(shape, sequences, at_least_s, warm_up)
+            found.append({"shape": shape, "sequences": sequences, "forward_s": forward_s, "backward_s": backward_s})
+    return found
 
 
-def model_seconds(shape: Mapping[str, int], at_least_s: float, warm_up: int) -> float:
-    """Mean over repeats of the slowest rank's seconds, without the slowest twentieth: synchronous training waits for it."""
+def model_seconds(shape: Mapping[str, int], sequences: int, at_least_s: float, warm_up: int) -> tuple[float, float]:
+    """Forward and backward: means over repeats, without the slowest twentieth, of what both take until the last rank is done, for
+    which synchronous training waits, in the shares that they have on all ranks."""
     model = build_model({**shape, "kv_heads": shape["heads"], "tied_embeddings": False}, "float32", 0)
-    tokens = torch.randint(0, shape["vocab"], (SEQUENCES, SEQ_LEN + 1))
+    tokens = torch.randint(0, shape["vocab"], (sequences, SEQ_LEN + 1))
 
-    def once() -> float:
+    def once() -> tuple[float, float]:
+        """Forward alone, and until the last rank is done."""
         dist.barrier()
         start = time.perf_counter()
         logits = model(tokens[:, :-1], use_cache=False).logits
-        functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
+        loss = functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        forward_s = time.perf_counter() - start
+        loss.backward()
         model.zero_grad(set_to_none=True)
-        return slowest_of_ranks(time.perf_counter() - start)
+        own_s = time.perf_counter() - start
+        return forward_s / own_s, slowest_of_ranks(own_s)
 
     for _ in range(warm_up):
-        first = once()
-    return microbench.mean_and_spread([once() for _ in range(max(int(at_least_s / first), 3))])[0]
+        _, first = once()
+    runs = [once() for _ in range(max(int(at_least_s / first), 3))]
+    both_s = microbench.mean_and_spread([both for _, both in runs])[0]
+    forward = mean_of_ranks(median(share for share, _ in runs))
+    return both_s * forward, both_s * (1.0 - forward)
 
 
 if __name__ == "__main__":

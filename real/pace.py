@@ -86,6 +86,7 @@ def _device(device: DeviceSpec, slower: Slower) -> DeviceSpec:
     measured: dict[str, Any] = dict(device.measured)
     if "kernels" in measured:
         measured["in_model"] = measured.get("in_model", 1.0) * slower.passes
+        measured["module_s"] = measured.get("module_s", 0.0) * slower.passes
     if "eager" in measured:
         own = measured["eager"]
         tables = {ranks: _points(points, slower.steps) for ranks, points in own["all_reduce"].items()}

@@ -11,7 +11,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from costmodels.files import write_atomically
 from real.calibrate_eager import BATCHES, LARGE, PROMPTS, step_seconds
-from real.calibrate_worker import MODELS, WARM_UP, model_seconds
+from real.calibrate_worker import MODELS, SEQUENCES, WARM_UP, model_seconds
 from real.pace import Pace
 from real.process import joined
 
@@ -25,7 +25,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     torch.manual_seed(0)
     with joined(cuda=False):
-        passes = [model_seconds(shape, 1.0, WARM_UP) for shape in MODELS]
+        passes = [sum(model_seconds(shape, SEQUENCES, 1.0, WARM_UP)) for shape in MODELS]
         wanted = [(shape, BATCHES[-1], PROMPTS[0]) for shape in LARGE]
         steps = [seconds for _, seconds in step_seconds(wanted, STEPS)]
         if dist.get_rank() == 0:

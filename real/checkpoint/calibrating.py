@@ -27,9 +27,6 @@ DEVICES = {"this_machine": "together", "this_machine_alone": "alone"}
 LINK = "this_machine_loopback"
 
 LAUNCHES = 3
-OF_DISK = {"upload", "read"}
-"""Phases during which a rank waits for the disk if its files are there."""
-
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -118,21 +115,21 @@ def joined(rows: Rows, usual: Speed) -> dict[str, Any]:
     """One row of all ranks': medians over the half of the runs, or more, whose memory was nearest to the usual.
 
     Of each run the phases of the rank for which the others waited; what only rank 0 does, the end of a save, is its own, and of
-    copies the slower one counts, for which training waits. What goes with the speed of copies or of the disk is put down at the
-    usual one.
+    copies the slower one counts, for which training waits. Everything is put down as at the usual speed; see `drifting`.
     """
     speeds = [Speed(**run["speed"]) for run in rows[0]["runs"]]
     copies = [speed.copy_B_per_s for speed in speeds]
     count = max(sum(is_close(x, usual.copy_B_per_s) for x in copies), -(-len(copies) // 2))
     runs = []
     for i in nearest(copies, usual.copy_B_per_s, count):
-        of_ranks, factors = [r["runs"][i] for r in rows], _factors(speeds[i], usual)
+        of_ranks, slower = [r["runs"][i] for r in rows], Slower.than(usual, speeds[i])
         last = min(of_ranks, key=lambda run: float(run["phases"].get("barrier/meet", 0.0)))
         ends = {name: of_ranks[0]["phases"].get(name, 0.0) for name in ("barrier", "commit")}
-        copied = max(run["phases"].get("copy", 0.0) for run in of_ranks)
-        raw = {**last["phases"], **ends, **({"copy": copied} if copied else {})}
-        found = {name: seconds * factors.get(name, 1.0) for name, seconds in raw.items()}
-        lasted = max(run["seconds"] for run in of_ranks) + sum(found[p] - raw[p] for p in OF_DISK & raw.keys())
+        copied_s = max(run["phases"].get("copy", 0.0) for run in of_ranks)
+        raw = {**last["phases"], **ends, **({"copy": copied_s} if copied_s else {})}
+        factor = slower.saves if rows[0]["what"] == "save" else slower.loads
+        found = {name: seconds / (slower.copies if name == "copy" else factor) for name, seconds in raw.items()}
+        lasted = (max(run["seconds"] for run in of_ranks) - copied_s) / factor + copied_s / slower.copies
         runs.append({"seconds": lasted, "phases": found})
     names = dict.fromkeys(name for run in runs for name in run["phases"])
     means = {key: float(np.mean([r[key] for r in rows])) for key in ("read_B", "received_B", "first_agree")}
@@ -142,12 +139,6 @@ def joined(rows: Rows, usual: Speed) -> dict[str, Any]:
         "seconds": median(run["seconds"] for run in runs),
         "phases": {name: median(run["phases"].get(name, 0.0) for run in runs) for name in names},
     }
-
-
-def _factors(speed: Speed, usual: Speed) -> dict[str, float]:
-    """What phases would have taken at the usual speed, over what they took, as far as they go with it; see `drifting`."""
-    slower = Slower.than(usual, speed)
-    return {"copy": 1.0 / slower.copies, "upload": 1.0 / slower.writes, "read": 1.0 / slower.reads}
 
 
 def phases(stores: Mapping[str, Rows]) -> dict[str, dict[str, float]]:

@@ -1,12 +1,10 @@
 """Costs while memory and disk are faster or slower than they were when they were measured.
 
-Copies of a state go with copies; what is handed on between ranks is put down as if it all were copies. While copies were up to
-1.5 times as fast, nothing else changed by more than 15 %: checksums of what is saved, reading and writing files in memory,
-verifying, planning, meeting. Writing to a disk and reading from it go with what that takes of a file on it.
+Copies of a state go with copies. Everything else of saves and loads goes with what a small save and a small load take.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from costmodels.specs import DeviceSpec, LinkSpec, StoreSpec
@@ -17,24 +15,28 @@ from simcore.scenario import Scenario
 from simcore.sim import SimBackend
 
 COPY = "d2h"
+OF_SAVES = ("agree", "plan_arrays", "checksum", "system", "barrier")
+"""What a rank's host does of a save; all else but copies is of loads."""
 EXCHANGE = "all_to_all"
 
 
 @dataclass(frozen=True, slots=True)
 class Slower:
-    """How many times as long copies, writing to the disk and reading from it take as when costs were measured."""
+    """How many times as long copies, saves and loads take as when costs were measured; `in_memory`: whether those are there."""
 
     copies: float = 1.0
-    writes: float = 1.0
-    reads: float = 1.0
+    saves: float = 1.0
+    loads: float = 1.0
+    in_memory: bool = True
 
     @classmethod
     def than(cls, usual: Speed, now: Speed) -> Self:
-        """The disk is as it was where that is not known."""
+        """What is not known is as it was."""
         then, found = usual.known(), now.known()
-        return cls(
-            *(then[f.name] / found[f.name] if f.name in then and f.name in found else 1.0 for f in fields(Speed))
-        )
+        in_memory = now.disk_save_B_per_s is None
+        names = ("copy", *(f"{'memory' if in_memory else 'disk'}_{what}" for what in ("save", "load")))
+        rates = [(then.get(f"{name}_B_per_s"), found.get(f"{name}_B_per_s")) for name in names]
+        return cls(*(before / here if before and here else 1.0 for before, here in rates), in_memory=in_memory)
 
 
 def simulator(scenario: Scenario, slower: Slower) -> SimBackend:
@@ -50,7 +52,7 @@ def at_speed(cluster: Cluster, slower: Slower) -> Cluster:
     return replace(
         cluster,
         devices=tuple(_device(device, slower) for device in cluster.devices),
-        intra=tuple(None if link is None else _link(link, slower.copies) for link in cluster.intra),
+        intra=tuple(None if link is None else _link(link, slower.loads) for link in cluster.intra),
         stores=stores,
         fabric=replace(fabric, stores=stores) if isinstance(fabric, HostFabric) else fabric,
     )
@@ -60,12 +62,15 @@ def _device(device: DeviceSpec, slower: Slower) -> DeviceSpec:
     phases: Any = device.measured.get("checkpoint")
     if phases is None:
         return device
-    scaled = {name: _phase(own, slower.copies if name == COPY else 1.0) for name, own in phases.items()}
+    scaled = {name: _phase(own, name, slower) for name, own in phases.items()}
     return replace(device, measured={**device.measured, "checkpoint": scaled})
 
 
-def _phase(own: Mapping[str, float], slower: float) -> Mapping[str, float]:
-    return {**own, "s_per_B": own["s_per_B"] * slower}
+def _phase(own: Mapping[str, float], name: str, slower: Slower) -> Mapping[str, float]:
+    if name == COPY:
+        return {**own, "s_per_B": own["s_per_B"] * slower.copies}
+    factor = slower.saves if name in OF_SAVES else slower.loads
+    return {key: seconds * factor for key, seconds in own.items()}
 
 
 def _link(link: LinkSpec, slower: float) -> LinkSpec:
@@ -75,13 +80,15 @@ def _link(link: LinkSpec, slower: float) -> LinkSpec:
 
 
 def _store(store: StoreSpec, slower: Slower) -> StoreSpec:
-    """A disk of the machine is written and read as fast as it is beside the runs."""
-    if store.kind == "memory" or store.shared:
+    """The machine's store in memory, or the one on its disk, is as fast as it is beside the runs."""
+    if store.shared or (store.kind == "memory") != slower.in_memory:
         return store
     return replace(
         store,
-        write_B_per_s=store.write_B_per_s / slower.writes,
-        stream_write_B_per_s=store.stream_write_B_per_s / slower.writes,
-        read_B_per_s=store.read_B_per_s / slower.reads,
-        stream_read_B_per_s=store.stream_read_B_per_s / slower.reads,
+        write_B_per_s=store.write_B_per_s / slower.saves,
+        stream_write_B_per_s=store.stream_write_B_per_s / slower.saves,
+        read_B_per_s=store.read_B_per_s / slower.loads,
+        stream_read_B_per_s=store.stream_read_B_per_s / slower.loads,
+        commit_s=store.commit_s * slower.saves,
+        open_s=store.open_s * slower.loads,
     )

@@ -1,55 +1,60 @@
 """Runs that count: those during which this machine's memory was as fast as when costs were measured.
 
 A virtual machine shares its memory channels and its last cache with others. On the one this was written on copies are 1.5 times as
-fast for seconds at a time, with nothing else running in it; saves are copies for the most part. So copies are timed before and
-after every run, and where checkpoints are kept on a disk, which others use, too, so are writing to it and reading from it. Which
+fast for seconds at a time, with nothing else running in it; its cores and its disk are faster or slower for minutes. So before and
+after every run memory is copied, and a small state, always the same, is saved and loaded where the run's checkpoints are. Which
 runs count is decided by copies alone, never by what a run took.
 """
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from statistics import harmonic_mean, median
-from tempfile import mkstemp
 from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from real.checkpoint.memory import bytes_of
-from real.checkpoint.storage import Local, read_all, write_all
-from real.checkpoint.warming import drop
+from real.checkpoint.checkpointer import Checkpointer
+from real.checkpoint.leaves import Part
+from real.checkpoint.storage import Local
+from real.checkpoint.warming import WARM_SAVES, forget
 
 COPY_B = 64 * 2**20
 """Of each rank: beyond every cache, and a few milliseconds."""
-DISK_B = 32 * 2**20
-"""Of each rank, written again and again to blocks of the disk that its file already has, as saves do, and read from there."""
-SAMPLES = 4
+TENSORS, TENSOR_B = 32, 2**20
+"""Of the state that is saved and loaded beside runs, on each rank."""
+SAMPLES = 3
 CLOSE = 0.12
 """Share by which the speed of memory may differ; copies with nothing else in the way differ by half of that."""
 MOST = 2
 """Times as many runs as are asked for, until there are enough that count."""
 
 SHARED_MEMORY = Path("/dev/shm")
+REFERENCE = ".windtunnel-speed"
+"""Folder of its checkpoints."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Bytes per second that all ranks together copy, and that they write to the disk and read from it; None where nothing is kept
-    on one."""
+    """Bytes per second that all ranks together copy, and of a small state that they save (beyond copying it) and load, in memory or
+    on a disk; None where they do not."""
 
     copy_B_per_s: float
-    disk_write_B_per_s: float | None = None
-    disk_read_B_per_s: float | None = None
+    memory_save_B_per_s: float | None = None
+    memory_load_B_per_s: float | None = None
+    disk_save_B_per_s: float | None = None
+    disk_load_B_per_s: float | None = None
 
     @classmethod
     def usual(cls, speeds: "Sequence[Speed]") -> "Speed":
-        """Medians; of the disk, those that are known."""
+        """Medians; of saves and loads, those that are known."""
         return cls._from(speeds, median)
 
     def known(self) -> dict[str, float]:
@@ -79,55 +84,49 @@ class Run(Generic[T]):
 
 
 class Memory:
-    """Of all ranks of a job on one host, and the disk on which `folder` is, if it is on one; methods are collective."""
+    """Of all ranks of a job on one host, and of checkpoints in `folder`, where it makes its own; methods are collective."""
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         self._group = dist.new_group(backend="gloo")
         self._source = torch.ones(COPY_B // 4)
         self._target = torch.zeros(COPY_B // 4)
-        self._disk = None
-        if folder is not None and not in_memory(folder):
-            handle, name = mkstemp(dir=folder, prefix=".windtunnel-speed-")
-            Path(name).unlink()
-            self._disk = os.fdopen(handle, "r+b", buffering=0)
-            self._disk_s()
+        self._medium = "memory" if in_memory(folder) else "disk"
+        self._root = folder / REFERENCE
+        self._checkpointer = Checkpointer(Local(self._root), threads=1, keep=1)
+        self._state, self._step = {"model": dict(_tensors())}, 0
+        for _ in range(WARM_SAVES):
+            self._checkpoint_s()
 
     def speed(self) -> Speed:
         """The mean of `SAMPLES`, each as fast as its slowest rank, times the ranks: what disturbs some disturbs a run, too."""
-        took = [(self._copied_s(), *(self._disk_s() if self._disk else ())) for _ in range(SAMPLES)]
-        found = torch.tensor(took, dtype=torch.float64)
+        found = torch.tensor([(self._copied_s(), *self._checkpoint_s()) for _ in range(SAMPLES)], dtype=torch.float64)
         dist.all_reduce(found, dist.ReduceOp.MAX, group=self._group)
-        copied_s, *of_disk = found.mean(dim=0).tolist()
-        ranks = dist.get_world_size()
-        copied, disk = ranks * COPY_B / copied_s, [ranks * DISK_B / seconds for seconds in of_disk]
-        return Speed(copied, *disk)
+        sizes = torch.tensor([COPY_B, TENSORS * TENSOR_B, TENSORS * TENSOR_B])
+        copied, saved, loaded = (dist.get_world_size() * sizes / found.mean(dim=0)).tolist()
+        return Speed(copied, **{f"{self._medium}_save_B_per_s": saved, f"{self._medium}_load_B_per_s": loaded})
 
     def _copied_s(self) -> float:
-        return self._together_s(lambda: self._target.copy_(self._source))
-
-    def _disk_s(self) -> tuple[float, float]:
-        """Until everything is on the disk, and until it is read from there, as far as the system can be told to forget it."""
-        assert self._disk is not None
-        handle, data = self._disk.fileno(), bytes_of(self._target)[:DISK_B]
-
-        def write() -> None:
-            write_all(handle, 0, data)
-            os.fsync(handle)
-
-        def read() -> None:
-            for at_B in range(0, DISK_B, Local.block_B):
-                read_all(handle, at_B, data[at_B : at_B + Local.block_B], "a file to time the disk with")
-
-        written_s = self._together_s(write)
-        drop(handle)
-        return written_s, self._together_s(read)
-
-    def _together_s(self, what: Callable[[], object]) -> float:
-        """Seconds of this rank from where all ranks begin."""
-        dist.barrier(group=self._group)
-        start = time.perf_counter()
-        what()
+        start = self._start()
+        self._target.copy_(self._source)
         return time.perf_counter() - start
+
+    def _checkpoint_s(self) -> tuple[float, float]:
+        """Of an asynchronous save without copying, and of a load of what the system may have kept of it in memory."""
+        self._step += 1
+        start = self._start()
+        saving = self._checkpointer.save(self._state, step=self._step, asynchronous=True)
+        saving.wait()
+        saved_s = time.perf_counter() - start - saving.phases_s["copy"]
+        if dist.get_rank() == 0:
+            forget(self._root)
+        start = self._start()
+        self._checkpointer.load(self._state)
+        return saved_s, time.perf_counter() - start
+
+    def _start(self) -> float:
+        """When all ranks begin."""
+        dist.barrier(group=self._group)
+        return time.perf_counter()
 
     def runs(self, once: Callable[[], T], count: int, usual_B_per_s: float | None = None) -> list[Run[T]]:
         """`count` runs in their order: those with memory nearest to `usual_B_per_s` out of up to `MOST` times as many, fewer as
@@ -137,16 +136,21 @@ class Memory:
         """
         if dist.get_rank() == 0 and hasattr(os, "sync"):
             os.sync()
-        if usual_B_per_s is None:
-            return [self._run(once) for _ in range(count)]
-        found = list[Run[T]]()
-        while len(found) < MOST * count and sum(is_close(x, usual_B_per_s) for x in copies(found)) < count:
-            found.append(self._run(once))
-        return [found[i] for i in nearest(copies(found), usual_B_per_s, count)]
+        found, before = list[Run[T]](), self.speed()
+        usual = usual_B_per_s or inf
+        most = count if usual_B_per_s is None else MOST * count
+        while len(found) < most and sum(is_close(x, usual) for x in copies(found)) < count:
+            result, after = once(), self.speed()
+            found.append(Run(result, Speed.between(before, after)))
+            before = after
+        return [found[i] for i in nearest(copies(found), usual, count)] if usual_B_per_s else found
 
-    def _run(self, once: Callable[[], T]) -> Run[T]:
-        before, result = self.speed(), once()
-        return Run(result, Speed.between(before, self.speed()))
+
+def _tensors() -> Iterator[tuple[str, Part]]:
+    """Of which each rank has as many rows."""
+    rows, columns = TENSOR_B // 4 // 1024, 1024
+    shape, first = (rows * dist.get_world_size(), columns), (rows * dist.get_rank(), 0)
+    return ((f"t{i}", Part(torch.ones(rows, columns), shape, first)) for i in range(TENSORS))
 
 
 def in_memory(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Costs while memory is slower than when they were measured: of copies and exchanges, of nothing else."""
+"""Costs while memory and disk are slower than when they were measured."""
 
 from dataclasses import replace
 from typing import Any
@@ -13,7 +13,8 @@ from simcore.cluster import Cluster
 from simcore.scenario import load
 from tests.golden.reports import CATALOG, ROOT
 
-PHASES = {name: {"start_s": 1e-3, "item_s": 1e-5, "s_per_B": 2e-10} for name in ("d2h", "checksum", "verify", "place")}
+PHASE = {"start_s": 1e-3, "item_s": 1e-5, "s_per_B": 2e-10}
+PHASES = dict.fromkeys(("d2h", "checksum", "system", "verify", "place"), PHASE)
 TABLES = {"all_to_all": {2: [[1000, 1e-4], [10**6, 1e-3]]}, "barrier": {2: [[0, 1e-4]]}}
 
 
@@ -25,18 +26,42 @@ def calibrated() -> Cluster:
     return replace(found, devices=devices, intra=links)
 
 
-def test_copies_and_exchanges_take_as_much_longer() -> None:
+def times(phase: dict[str, float], factor: float) -> dict[str, object]:
+    return {name: pytest.approx(seconds * factor) for name, seconds in phase.items()}
+
+
+def test_copies_take_as_much_longer_for_each_byte() -> None:
     slower = at_speed(calibrated(), Slower(copies=1.5))
-    (device, *_), (link, *_) = slower.devices, slower.intra
-    assert link is not None
-    scaled = changed(device)
-    assert set(scaled) == {"d2h"}
-    for name, phase in scaled.items():
-        assert phase == {**PHASES[name], "s_per_B": pytest.approx(3e-10)}
-    assert link.measured["all_to_all"] == {2: [[1000, pytest.approx(1.5e-4)], [10**6, pytest.approx(1.5e-3)]]}
-    assert link.measured["barrier"] == TABLES["barrier"]
-    assert device.measured["copy_B_per_s"] == 2e10
+    assert changed(slower.devices[0]) == {"d2h": {**PHASE, "s_per_B": pytest.approx(3e-10)}}
+    assert slower.devices[0].measured["copy_B_per_s"] == 2e10
+    assert slower.intra == calibrated().intra
     assert slower.stores == calibrated().stores
+
+
+def test_saves_and_loads_take_as_much_longer_as_those_beside_them() -> None:
+    slower = at_speed(calibrated(), Slower(saves=2.0, loads=3.0))
+    double, triple = times(PHASE, 2.0), times(PHASE, 3.0)
+    assert changed(slower.devices[0]) == {"checksum": double, "system": double, "verify": triple, "place": triple}
+    (link, *_) = slower.intra
+    assert link is not None
+    assert link.measured["all_to_all"] == {2: [[1000, pytest.approx(3e-4)], [10**6, pytest.approx(3e-3)]]}
+    assert link.measured["barrier"] == TABLES["barrier"]
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_the_store_in_which_they_are_is_as_much_slower(in_memory: bool) -> None:
+    stores = {True: catalog.store("dev_shm"), False: catalog.store("nvme_gen4")}
+    kept = replace(
+        calibrated(), stores={"one": stores[in_memory], "other": stores[not in_memory], "all": catalog.store("nfs")}
+    )
+    assert at_speed(kept, Slower(copies=2.0)).stores == kept.stores
+    found = at_speed(kept, Slower(saves=2.0, loads=4.0, in_memory=in_memory)).stores
+    before, after = kept.stores["one"], found["one"]
+    assert (found["other"], found["all"]) == (kept.stores["other"], kept.stores["all"])
+    assert (after.write_B_per_s, after.read_B_per_s) == (before.write_B_per_s / 2, before.read_B_per_s / 4)
+    assert after.stream_write_B_per_s == before.stream_write_B_per_s / 2
+    assert after.stream_read_B_per_s == before.stream_read_B_per_s / 4
+    assert (after.commit_s, after.open_s) == (before.commit_s * 2, before.open_s * 4)
 
 
 def changed(device: DeviceSpec) -> dict[str, object]:
@@ -45,32 +70,23 @@ def changed(device: DeviceSpec) -> dict[str, object]:
     return {name: phase for name, phase in phases.items() if phase != PHASES[name]}
 
 
-def test_a_disk_is_written_and_read_as_much_slower_and_memory_changes_nothing_of_it() -> None:
-    disk = catalog.store("nvme_gen4")
-    kept = replace(calibrated(), stores={"disk": disk, "all": catalog.store("nfs")})
-    assert at_speed(kept, Slower(copies=2.0)).stores == kept.stores
-    slower = at_speed(kept, Slower(writes=2.0, reads=4.0)).stores
-    assert slower["all"] == kept.stores["all"]
-    assert (slower["disk"].write_B_per_s, slower["disk"].read_B_per_s) == (
-        disk.write_B_per_s / 2,
-        disk.read_B_per_s / 4,
-    )
-    assert slower["disk"].stream_write_B_per_s == disk.stream_write_B_per_s / 2
-    assert slower["disk"].stream_read_B_per_s == disk.stream_read_B_per_s / 4
-
-
 def test_speeds_are_compared_where_they_are_known() -> None:
-    memory, disk = Speed(2.0), Speed(4.0, 1.0, 8.0)
+    memory, disk = Speed(2.0, 6.0, 8.0), Speed(4.0, disk_save_B_per_s=1.0, disk_load_B_per_s=8.0)
     usual = Speed.usual([memory, memory, disk, disk])
-    assert usual == Speed(3.0, 1.0, 8.0)
-    assert Speed.between(memory, memory).known() == {"copy_B_per_s": 2.0}
-    assert Speed.between(disk, Speed(4.0, 3.0, 8.0)) == Speed(4.0, 1.5, 8.0)
-    assert Slower.than(usual, memory) == Slower(copies=1.5)
-    assert Slower.than(usual, Speed(4.0, 0.5, 32.0)) == Slower(copies=0.75, writes=2.0, reads=0.25)
+    assert usual == Speed(3.0, 6.0, 8.0, 1.0, 8.0)
+    assert Speed.between(memory, memory).known() == {
+        "copy_B_per_s": 2.0,
+        "memory_save_B_per_s": 6.0,
+        "memory_load_B_per_s": 8.0,
+    }
+    assert Speed.between(disk, replace(disk, disk_save_B_per_s=3.0)) == replace(disk, disk_save_B_per_s=1.5)
+    assert Slower.than(usual, Speed(2.0, 3.0, 32.0)) == Slower(copies=1.5, saves=2.0, loads=0.25)
+    assert Slower.than(usual, replace(disk, disk_load_B_per_s=4.0)) == Slower(0.75, 1.0, 2.0, in_memory=False)
+    assert Slower.than(Speed(3.0), memory) == Slower(copies=1.5)
 
 
 def test_nothing_changes_at_the_usual_speed_or_where_nothing_was_measured() -> None:
     assert at_speed(calibrated(), Slower()).devices == calibrated().devices
     unmeasured = load(ROOT / "scenarios" / "bytecheckpoint_this_machine.yaml", (), [CATALOG]).cluster()
-    assert at_speed(unmeasured, Slower(copies=1.5)).devices == unmeasured.devices
-    assert at_speed(unmeasured, Slower(copies=1.5)).intra == unmeasured.intra
+    slow = at_speed(unmeasured, Slower(copies=1.5, saves=1.5, loads=1.5))
+    assert (slow.devices, slow.intra) == (unmeasured.devices, unmeasured.intra)

@@ -71,6 +71,19 @@ def test_other_sizes_come_from_what_was_measured_alone_if_there_is_any() -> None
     assert found == pytest.approx(1.5e-3)
 
 
+def test_modules_are_called_forward_alone() -> None:
+    tables = {name: [[64, 64, 1e-3]] for name in ("rmsnorm", "rmsnorm_backward", "add")} | {
+        "gemm": [[64, 64, 64, 1e-3]]
+    }
+    called = replace(DEVICE, measured={"kernels": tables, "in_model": 2.0, "module_s": 1e-4})
+    norm, back, add = (
+        kernel(name, "float32", rows=64, cols=64, count=3) for name in ("rmsnorm", "rmsnorm_backward", "add")
+    )
+    assert kernel_seconds(norm, called) == pytest.approx(3 * (2e-3 + 1e-4))
+    assert kernel_seconds(back, called) == kernel_seconds(add, called) == pytest.approx(6e-3)
+    assert kernel_seconds(kernel("gemm", "float32", m=64, n=64, k=64), called) == pytest.approx(2e-3)
+
+
 def test_kernels_without_a_table_of_their_own_lie_between_points_inside_models() -> None:
     found = kernel_seconds(kernel("cast", "float32", elements=3000, bits=8), INSIDE)
     assert found == pytest.approx(3e-5)

@@ -36,19 +36,19 @@ QUICKSTART = ROOT / "scenarios" / "quickstart.yaml"
 
 def changed(slower: Slower) -> DeviceSpec:
     cluster = load(QUICKSTART, (), [CATALOG]).cluster()
-    measured = {"kernels": {}, "in_model": 1.5, "eager": EAGER, "spread": 0.1}
+    measured = {"kernels": {}, "in_model": 1.5, "module_s": 1e-4, "eager": EAGER, "spread": 0.1}
     return at_pace(replace(cluster, devices=(replace(cluster.device(0), measured=measured),)), slower).devices[0]
 
 
 def test_whole_passes_take_as_much_longer() -> None:
     found = changed(Slower(passes=2.0))
-    assert found.measured == {"kernels": {}, "in_model": 3.0, "eager": EAGER, "spread": 0.1}
+    assert found.measured == {"kernels": {}, "in_model": 3.0, "module_s": 2e-4, "eager": EAGER, "spread": 0.1}
 
 
 def test_seconds_of_steps_take_as_much_longer_and_shares_stay() -> None:
     measured: Any = changed(Slower(steps=2.0)).measured
     eager = measured["eager"]
-    assert measured["in_model"] == 1.5
+    assert (measured["in_model"], measured["module_s"]) == (1.5, 1e-4)
     assert [eager[name] for name in ("step_s", "layer_s", "split_layer_s", "draw_s", "element_s")] == [
         2.0,
         4.0,
