@@ -6,17 +6,19 @@ wants an earlier `windtunnel calibrate`. Ends with exit code 1 if the median err
 largest above 20 %.
 
 A virtual machine is not always as fast as when costs were measured. Before and after each run the ranks' cores do passes and
-decode steps of a calibration's models; "passes" and "steps" are how many times as long as then these took, "error" is that of a
-simulation with such cores, and "as calibrated" that of one which knows nothing of it (see `real.pace`).
+decode steps of a calibration's models; "passes" and "steps" are how many times as long as then these took. What a run took counts
+over how many times as long a simulation takes with such cores than with those of the calibration: "measured" is the median of
+that, at the pace of the calibration, and "error" the prediction's for it. "as measured" and "as calibrated" know nothing of any
+pace (see `real.pace`).
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
+from statistics import geometric_mean, median
 from typing import Any
 
 from rich.console import Console
@@ -54,7 +56,7 @@ VARIATIONS: Variations = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Played:
-    """A variation's plan, its real runs, and the paces of the machine before and after each."""
+    """A variation's plan, its real runs, and the pace of the machine around each."""
 
     name: str
     scenario: Scenario
@@ -62,22 +64,30 @@ class Played:
     runs: list[Trace] = field(default_factory=list)
     paces: list[Pace] = field(default_factory=list)
 
-    def row(self, slower: Slower | None = None) -> dict[str, Any]:
-        """Simulated and measured seconds of an iteration, and the error of the prediction; at another pace if one is given."""
-        calibrated = SimBackend.from_scenario(self.scenario)
-        known = compare_traces(self.plan, calibrated.run(self.plan), self.runs)
-        row = {"variation": self.name, "spread": known.spread}
-        if slower is None:
-            return {**row, **known.metrics["iteration_s"], "parts_s": known.parts_s}
-        there = calibrated.on(at_pace(calibrated.cluster, slower))
-        found = compare_traces(self.plan, there.run(self.plan), self.runs)
-        unaware = known.metrics["iteration_s"]["error"]
+    def row(self) -> dict[str, Any]:
+        """Simulated and measured seconds of an iteration, and the error of the prediction."""
+        found = compare_traces(self.plan, SimBackend.from_scenario(self.scenario).run(self.plan), self.runs)
+        named = {"variation": self.name, "spread": found.spread, "parts_s": found.parts_s}
+        return {**named, **found.metrics["iteration_s"]}
+
+    def row_at_pace(self, known: Pace) -> dict[str, Any]:
+        """The same at the pace that is `known`: what each run took, over how many times as long it was to take at its own pace."""
+        row, calibrated = self.row(), SimBackend.from_scenario(self.scenario)
+        slower = [Slower.than(known, pace) for pace in self.paces]
+        measured = []
+        for run, own in zip(self.runs, slower, strict=True):
+            simulated = calibrated.on(at_pace(calibrated.cluster, own)).run(self.plan)
+            one = compare_traces(self.plan, simulated, [run]).metrics["iteration_s"]
+            measured.append(one["measured"] * row["simulated"] / one["simulated"])
         return {
             **row,
-            **found.metrics["iteration_s"],
-            "parts_s": found.parts_s,
-            **asdict(slower),
-            "as_calibrated": unaware,
+            "measured": median(measured),
+            "error": row["simulated"] / median(measured) - 1,
+            "passes": geometric_mean(s.passes for s in slower),
+            "steps": geometric_mean(s.steps for s in slower),
+            "at_pace_s": measured,
+            "as_measured": row["measured"],
+            "as_calibrated": row["error"],
         }
 
 
@@ -101,8 +111,8 @@ def measure(
         one.runs.append(open_backend("real", one.scenario).run(one.plan))
         if paced:
             paces.append(probe())
-            one.paces.extend(paces[-2:])
-    return [one.row(Slower.than(known[i], Pace.between(one.paces)) if paced else None) for i, one in enumerate(played)]
+            one.paces.append(Pace.between(paces[-2:]))
+    return [one.row_at_pace(known[i]) if paced else one.row() for i, one in enumerate(played)]
 
 
 def chosen(names: Sequence[str], known: Sequence[str]) -> Sequence[str]:
@@ -128,12 +138,13 @@ def shown(rows: Sequence[dict[str, Any]]) -> Table:
     """The rows as a table."""
     paced = "as_calibrated" in rows[0]
     table = Table(box=None, header_style="bold")
-    for column in ("variation", "simulated", "measured", "error", *(("passes", "steps", "as calibrated") * paced)):
+    last = ("passes", "steps", "as measured", "as calibrated") if paced else ()
+    for column in ("variation", "simulated", "measured", "error", *last):
         table.add_column(column, justify="left" if column == "variation" else "right")
     for row in rows:
         times = [f"{row[world] * 1e3:.1f} ms" for world in ("simulated", "measured")]
         factors = [f"x {row[x]:.2f}" for x in ("passes", "steps") if paced]
-        unaware = [f"{row['as_calibrated']:+.1%}"] if paced else []
+        unaware = [f"{row['as_measured'] * 1e3:.1f} ms", f"{row['as_calibrated']:+.1%}"] if paced else []
         table.add_row(row["variation"], *times, f"{row['error']:+.1%}", *factors, *unaware)
     return table
 

@@ -2,9 +2,9 @@
 
     python -m real.rlhf.variations
 
-wants an earlier `windtunnel calibrate`, and a core for each rank. Errors are those at the pace that the machine has meanwhile, and
-"as calibrated" (see `real.pace`). Ends with exit code 1 if the iteration of a plan is predicted more than 15 % off, or if plans
-that measurements tell apart are predicted in another order.
+wants an earlier `windtunnel calibrate`, and a core for each rank. Seconds are at the pace of the calibration (see
+`real.variations`), so that no plan comes off worse because it met a slow minute. Ends with exit code 1 if the iteration of a plan
+is predicted more than 15 % off, or if plans that measurements tell apart are predicted in another order.
 """
 
 import sys
@@ -19,8 +19,8 @@ from simcore.errors import InputError, Problem, WindtunnelError
 from simcore.scenario import load
 
 LARGEST = 0.15
-REPEAT = 3
-"""Answers of one plan take up to a tenth longer in one run than in the next."""
+REPEAT = 5
+"""Cores of a virtual machine are up to a third slower for ten seconds at a time, one of them or all, which is half of a run."""
 TIED = 0.03
 """Plans whose measured iterations are nearer to each other than this are not told apart."""
 

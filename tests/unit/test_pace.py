@@ -1,6 +1,6 @@
 """Costs at another pace than when they were measured: of computing, of nothing else."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -122,3 +122,44 @@ def test_variations_run_in_turn_and_each_knows_the_paces_around_its_runs(monkeyp
         pytest.approx((2 * 4 * 8 * 16) ** 0.25),
     ]
     assert all(row["as_calibrated"] == pytest.approx(0.0) for row in rows)
+
+
+@dataclass(frozen=True)
+class Paced:
+    """A simulator that takes `factor` times as long."""
+
+    inner: SimBackend
+    factor: float = 1.0
+
+    @classmethod
+    def from_scenario(cls, scenario: Scenario) -> "Paced":
+        return cls(SimBackend.from_scenario(scenario))
+
+    @property
+    def cluster(self) -> None:
+        """Of no matter here."""
+
+    def on(self, factor: float) -> "Paced":
+        return replace(self, factor=factor)
+
+    def run(self, plan: Plan) -> Trace:
+        found = self.inner.run(plan)
+        return replace(found, start_s=found.start_s * self.factor, end_s=found.end_s * self.factor)
+
+
+def test_what_runs_took_is_put_down_at_the_usual_pace_and_one_that_nothing_explains_does_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two runs at half the pace took twice as long, and one at the usual pace took three times as long."""
+    monkeypatch.setattr(variations, "SimBackend", Paced)
+    monkeypatch.setattr(variations, "at_pace", lambda _, slower: slower.passes)
+    scenario = load(QUICKSTART, (), [CATALOG])
+    plan, simulator = scenario.plan(), Paced.from_scenario(scenario)
+    runs = [replace(simulator.on(factor).run(plan), backend="real") for factor in (2.0, 3.0, 2.0)]
+    paces = [Pace(pass_s=factor, step_s=1.0) for factor in (2.0, 1.0, 2.0)]
+    played = variations.Played(name="one", scenario=scenario, plan=plan, runs=runs, paces=paces)
+    row = played.row_at_pace(Pace(pass_s=1.0, step_s=1.0))
+    assert row["measured"] == pytest.approx(row["simulated"])
+    assert (row["error"], row["as_calibrated"]) == (pytest.approx(0.0), pytest.approx(-0.5))
+    assert row["at_pace_s"] == pytest.approx([row["simulated"] * factor for factor in (1.0, 3.0, 1.0)])
+    assert row["as_measured"] == pytest.approx(2 * row["simulated"])
