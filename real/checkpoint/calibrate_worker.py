@@ -5,6 +5,7 @@ under each ROOT, a folder of a store, checkpoints are made.
 """
 
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -67,31 +68,42 @@ def main() -> None:
         for i, root in enumerate(roots):
             if dist.get_rank() == 0:
                 tell(folder, i / len(roots), root)
-            found[root] = [
-                row for count, nbytes, repeats in STATES[how] for row in _of_state(Path(root), count, nbytes, repeats)
-            ]
+            found[root] = _on_store(Path(root), STATES[how])
         write_atomically(folder / f"rank{dist.get_rank()}.json", json.dumps(found))
 
 
-def _of_state(parent: Path, count: int, nbytes: int, repeats: int) -> Iterator[Row]:
-    """Rows for a save, a load of the same rows, one of columns, and one that all ranks want whole."""
+def _on_store(parent: Path, states: Iterable[tuple[int, int, int]]) -> list[Row]:
+    """Rows of all states, in folders of their own that are removed one by one."""
+    found = list[Row]()
     with tempfile.TemporaryDirectory(dir=parent, prefix=".windtunnel-calibration-") as own:
         shared = [own]
         dist.broadcast_object_list(shared)
-        one = _Job(Path(shared[0]), count, nbytes)
-        yield one.measured("save", one.rows, repeats, one.save)
-        yield one.measured("load", one.rows, repeats, one.load)
+        root = Path(shared[0])
+        memory = Memory(root)
+        for i, (count, nbytes, repeats) in enumerate(states):
+            job = _Job(root / str(i), memory, count, nbytes)
+            found += _of_state(job, repeats)
+            dist.barrier()  # nobody removes what others still read
+            if dist.get_rank() == 0:
+                shutil.rmtree(job.root)
+        dist.barrier()
+    return found
+
+
+def _of_state(one: "_Job", repeats: int) -> Iterator[Row]:
+    """Rows for a save, a load of the same rows, one of columns, and one that all ranks want whole."""
+    yield one.measured("save", one.rows, repeats, one.save)
+    yield one.measured("load", one.rows, repeats, one.load)
+    if one.size > 1:
         alone = list(range(one.size))
-        if one.size > 1:
-            yield one.measured("columns", one.columns, repeats, lambda state: one.load(state, groups=alone))
-            yield one.measured("whole", one.whole, repeats, one.load)
-        dist.barrier()  # nobody removes what others still read
+        yield one.measured("columns", one.columns, repeats, lambda state: one.load(state, groups=alone))
+        yield one.measured("whole", one.whole, repeats, one.load)
 
 
 class _Job:
     """States of `count` tensors, of each of which a rank holds `nbytes` where they are cut into rows."""
 
-    def __init__(self, root: Path, count: int, nbytes: int) -> None:
+    def __init__(self, root: Path, memory: Memory, count: int, nbytes: int) -> None:
         self.size, self.rank = dist.get_world_size(), dist.get_rank()
         self.root, self.count = root, count
         self.shape = (max(nbytes // 4 // COLUMNS, 1) * self.size, COLUMNS)
@@ -101,7 +113,7 @@ class _Job:
             WatchedStorage(Local(root), self.log), ranks=ranks, background=background, threads=1, keep=1
         )
         self.step = 0
-        self.memory = Memory(root)
+        self.memory = memory
 
     def rows(self) -> State:
         """This rank's rows of every tensor."""

@@ -127,9 +127,12 @@ def joined(rows: Rows, usual: Speed) -> dict[str, Any]:
         ends = {name: of_ranks[0]["phases"].get(name, 0.0) for name in ("barrier", "commit")}
         copied_s = max(run["phases"].get("copy", 0.0) for run in of_ranks)
         raw = {**last["phases"], **ends, **({"copy": copied_s} if copied_s else {})}
-        factor = slower.saves if rows[0]["what"] == "save" else slower.loads
-        found = {name: seconds / (slower.copies if name == "copy" else factor) for name, seconds in raw.items()}
-        lasted = (max(run["seconds"] for run in of_ranks) - copied_s) / factor + copied_s / slower.copies
+        host = slower.of_host(saves=rows[0]["what"] == "save")
+        own = {"copy": slower.copies} | ({} if slower.in_memory else {"upload": slower.saves, "read": slower.loads})
+        found = {name: seconds / own.get(name, host) for name, seconds in raw.items()}
+        apart = own.keys() & raw.keys()
+        others_s = max(run["seconds"] for run in of_ranks) - sum(raw[name] for name in apart)
+        lasted = others_s / host + sum(found[name] for name in apart)
         runs.append({"seconds": lasted, "phases": found})
     names = dict.fromkeys(name for run in runs for name in run["phases"])
     means = {key: float(np.mean([r[key] for r in rows])) for key in ("read_B", "received_B", "first_agree")}

@@ -1,6 +1,7 @@
 """Costs while memory and disk are faster or slower than they were when they were measured.
 
-Copies of a state go with copies. Everything else of saves and loads goes with what a small save and a small load take.
+Copies of a state go with copies. Everything else of saves and loads in memory goes with what a small save and a small load take
+there. On a disk only writing and reading go with what that takes of a file on it, and what is handed on between ranks with copies.
 """
 
 from collections.abc import Mapping
@@ -22,7 +23,8 @@ EXCHANGE = "all_to_all"
 
 @dataclass(frozen=True, slots=True)
 class Slower:
-    """How many times as long copies, saves and loads take as when costs were measured; `in_memory`: whether those are there."""
+    """How many times as long copies, saves and loads take as when costs were measured; where they are not `in_memory`, the disk's
+    part of them."""
 
     copies: float = 1.0
     saves: float = 1.0
@@ -33,10 +35,14 @@ class Slower:
     def than(cls, usual: Speed, now: Speed) -> Self:
         """What is not known is as it was."""
         then, found = usual.known(), now.known()
-        in_memory = now.disk_save_B_per_s is None
-        names = ("copy", *(f"{'memory' if in_memory else 'disk'}_{what}" for what in ("save", "load")))
+        in_memory = now.disk_write_B_per_s is None
+        names = ("copy", *(("memory_save", "memory_load") if in_memory else ("disk_write", "disk_read")))
         rates = [(then.get(f"{name}_B_per_s"), found.get(f"{name}_B_per_s")) for name in names]
         return cls(*(before / here if before and here else 1.0 for before, here in rates), in_memory=in_memory)
+
+    def of_host(self, *, saves: bool) -> float:
+        """How many times as long everything takes that is neither copying nor the disk's."""
+        return 1.0 if not self.in_memory else self.saves if saves else self.loads
 
 
 def simulator(scenario: Scenario, slower: Slower) -> SimBackend:
@@ -52,7 +58,10 @@ def at_speed(cluster: Cluster, slower: Slower) -> Cluster:
     return replace(
         cluster,
         devices=tuple(_device(device, slower) for device in cluster.devices),
-        intra=tuple(None if link is None else _link(link, slower.loads) for link in cluster.intra),
+        intra=tuple(
+            None if link is None else _link(link, slower.loads if slower.in_memory else slower.copies)
+            for link in cluster.intra
+        ),
         stores=stores,
         fabric=replace(fabric, stores=stores) if isinstance(fabric, HostFabric) else fabric,
     )
@@ -69,7 +78,7 @@ def _device(device: DeviceSpec, slower: Slower) -> DeviceSpec:
 def _phase(own: Mapping[str, float], name: str, slower: Slower) -> Mapping[str, float]:
     if name == COPY:
         return {**own, "s_per_B": own["s_per_B"] * slower.copies}
-    factor = slower.saves if name in OF_SAVES else slower.loads
+    factor = slower.of_host(saves=name in OF_SAVES)
     return {key: seconds * factor for key, seconds in own.items()}
 
 
@@ -89,6 +98,6 @@ def _store(store: StoreSpec, slower: Slower) -> StoreSpec:
         stream_write_B_per_s=store.stream_write_B_per_s / slower.saves,
         read_B_per_s=store.read_B_per_s / slower.loads,
         stream_read_B_per_s=store.stream_read_B_per_s / slower.loads,
-        commit_s=store.commit_s * slower.saves,
-        open_s=store.open_s * slower.loads,
+        commit_s=store.commit_s * slower.of_host(saves=True),
+        open_s=store.open_s * slower.of_host(saves=False),
     )

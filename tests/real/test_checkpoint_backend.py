@@ -212,18 +212,32 @@ def test_a_run_that_was_disturbed_does_not_count() -> None:
 
 
 @pytest.mark.parametrize(("what", "factor"), [("save", 2.0), ("load", 4.0)])
-@pytest.mark.parametrize("medium", ["memory", "disk"])
-def test_runs_are_put_down_as_at_the_usual_speed(what: str, factor: float, medium: str) -> None:
+def test_runs_in_memory_are_put_down_as_at_the_usual_speed(what: str, factor: float) -> None:
     """Copies took twice as long, saves twice, and loads four times."""
     phases = {"copy": 1.0, "planning": 2.0, "read": 4.0, "barrier": 0.0, "barrier/meet": 0.0, "commit": 0.0}
     sizes = {"what": what, "items": 1, "shards": 2, "nbytes": 8, "read_B": 8, "received_B": 0, "first_agree": 0.0}
-    names = ("copy_B_per_s", f"{medium}_save_B_per_s", f"{medium}_load_B_per_s")
+    names = ("copy_B_per_s", "memory_save_B_per_s", "memory_load_B_per_s")
     slow, usual = (dict(zip(names, rates, strict=True)) for rates in ((1e10, 1e9, 1e9), (2e10, 2e9, 4e9)))
     found = joined([{**sizes, "runs": [{"seconds": 9.0, "phases": phases, "speed": slow}]}], Speed(**usual))
     assert found["phases"] == {**{p: seconds / factor for p, seconds in phases.items()}, "copy": 0.5}
     assert found["seconds"] == pytest.approx(8.0 / factor + 0.5)
     found = joined([{**sizes, "runs": [{"seconds": 9.0, "phases": phases, "speed": usual}]}], Speed(**usual))
     assert (found["phases"], found["seconds"]) == (phases, 9.0)
+
+
+@pytest.mark.parametrize(("what", "phase", "factor"), [("save", "upload", 2.0), ("load", "read", 4.0)])
+def test_of_runs_on_a_disk_writing_and_reading_are_put_down_at_its_usual_speed(
+    what: str, phase: str, factor: float
+) -> None:
+    phases = {"planning": 2.0, phase: 4.0, "barrier": 0.0, "barrier/meet": 0.0, "commit": 0.0}
+    sizes = {"what": what, "items": 1, "shards": 2, "nbytes": 8, "read_B": 8, "received_B": 0, "first_agree": 0.0}
+    slow, usual = (
+        {"copy_B_per_s": 1e10, "disk_write_B_per_s": write, "disk_read_B_per_s": read}
+        for write, read in ((1e9, 1e9), (2e9, 4e9))
+    )
+    found = joined([{**sizes, "runs": [{"seconds": 7.0, "phases": phases, "speed": slow}]}], Speed(**usual))
+    assert found["phases"] == {**phases, phase: pytest.approx(4.0 / factor)}
+    assert found["seconds"] == pytest.approx(3.0 + 4.0 / factor)
 
 
 def test_launches_are_one_measurement() -> None:
