@@ -6,9 +6,9 @@ wants an earlier `windtunnel calibrate`, which saves and loads states of other s
 15 %. Where other programs took more than a twentieth of the ranks' cores, the row says that it was disturbed.
 
 A virtual machine's memory and disk are not always as fast as when costs were measured. Beside each run both ranks copy memory, and
-save and load a small state of no variation; "copies", "saves" and "loads" are how many times as long that took as during the
-calibration, "error" is that of a simulation with such a machine, and "as calibrated" that of one which knows nothing
-of it.
+save and load a small state of no variation, or write and read a file on the disk; "copies", "saves" and "loads" are how many times
+as long that took as during the calibration, "error" is that of a simulation with such a machine, and "as calibrated" that of one
+which knows nothing of it.
 """
 
 import argparse
