@@ -3,8 +3,8 @@
 A virtual machine shares its memory channels and its last cache with others. On the one this was written on copies are 1.5 times as
 fast for seconds at a time, with nothing else running in it; its cores and its disk are faster or slower for minutes. So before and
 after every run memory is copied, and where checkpoints are in memory a small state, always the same, is saved and loaded there;
-where they are on a disk, a file of it is written and read (a small checkpoint after a large one waits for the file system's own
-work, up to 1.8 times as long, which large ones do not). Which runs count is decided by copies alone, never by what a run took.
+where they are on a disk, a file of it is written and read (a small checkpoint was saved there after large ones in 1.8 times as long
+as usual, which did not slow those). Which runs count is decided by copies alone, never by what a run took.
 """
 
 import os
