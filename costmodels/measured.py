@@ -4,6 +4,7 @@ A device's `measured.kernels` maps a kernel's name, or its name and dtype as in 
 a name alone is float32. `SIZES` says which sizes in which order.
 `measured.in_model` is how much longer kernels take inside a model than alone, where these points were measured, and
 `measured.module_s` what the host takes to call a module of a pass forward: going back no modules are called.
+`measured.unawaited` is the share of those times that a rank takes itself, where the rest is waiting for slower ones.
 `measured.sharing` is how much longer kernels take in processes that share cores and slept before; it counts where a cluster says
 that they do.
 `measured.operators` has points {size: ..., size: ..., seconds: ...} by the same names, which were measured inside a model
@@ -205,6 +206,15 @@ def link_seconds(link: LinkSpec, op: str, n_ranks: int, nbytes: int) -> float | 
 
 def sharing(device: DeviceSpec) -> float:
     """How much longer kernels take in processes that share the cores of `device`'s host; 1 where that was not measured."""
-    found = device.measured.get("sharing", 1.0)
+    return _factor(device, "sharing")
+
+
+def unawaited(device: DeviceSpec) -> float:
+    """What a rank takes for a pass by itself, as a share of what the slowest of all takes; 1 where that was not measured."""
+    return _factor(device, "unawaited")
+
+
+def _factor(device: DeviceSpec, name: str) -> float:
+    found = device.measured.get(name, 1.0)
     assert isinstance(found, (int, float))
     return float(found)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -129,8 +130,9 @@ def _device(found: Mapping[str, Any], cores: int, source: str, slowdown: float) 
 
 
 def in_model(models: Sequence[Mapping[str, Any]], device: DeviceSpec) -> dict[str, float]:
-    """`in_model`, how much longer kernels take inside a model than alone, since caches hold something else, and `module_s`, what
-    calling a module of a pass forward takes the host; see `costmodels.measured`. In least squares of relative errors."""
+    """`in_model`, how much longer kernels take inside a model than alone, since caches hold something else, `module_s`, what
+    calling a module of a pass forward takes the host, and `unawaited`, what a rank takes by itself as a share of that; see
+    `costmodels.measured`. The first two in least squares of relative errors, the last a mean."""
     columns, seconds = [], []
     for row in models:
         work = work_of(row["shape"], row["sequences"])
@@ -139,7 +141,8 @@ def in_model(models: Sequence[Mapping[str, Any]], device: DeviceSpec) -> dict[st
         seconds += [row["forward_s"], row["backward_s"]]
     took = np.array(seconds)
     (longer, module_s), _ = nnls(np.array(columns) / took[:, None], np.ones(len(took)))
-    return {"in_model": round(float(longer), 4), "module_s": float(module_s)}
+    own = fmean(row["own_s"] / (row["forward_s"] + row["backward_s"]) for row in models)
+    return {"in_model": round(float(longer), 4), "module_s": float(module_s), "unawaited": round(own, 4)}
 
 
 def _link(found: Mapping[str, Any], source: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from itertools import chain
 from math import exp, log
 from pathlib import Path
@@ -236,23 +237,34 @@ def _slowdown(all_reduce_s: float) -> float:
 
 
 def _models(at_least_s: float, warm_up: int) -> list[dict[str, Any]]:
-    """Of each of the models and microbatches: shape, sequences, and what a pass forward and one backward take."""
-    found = []
-    for shape in MODELS:
-        for sequences in (SEQUENCES, FEW):
-            forward_s, backward_s = model_seconds(shape, sequences, at_least_s, warm_up)
-            found.append({"shape": shape, "sequences": sequences, "forward_s": forward_s, "backward_s": backward_s})
-    return found
+    """Of each of the models and microbatches: shape, sequences, and what its passes take."""
+    return [
+        {"shape": shape, "sequences": sequences, **asdict(model_seconds(shape, sequences, at_least_s, warm_up))}
+        for shape in MODELS
+        for sequences in (SEQUENCES, FEW)
+    ]
 
 
-def model_seconds(shape: Mapping[str, int], sequences: int, at_least_s: float, warm_up: int) -> tuple[float, float]:
-    """Forward and backward: means over repeats, without the slowest twentieth, of what both take until the last rank is done, for
-    which synchronous training waits, in the shares that they have on all ranks."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passes:
+    """Forward and backward, until the last rank is done, for which synchronous training waits, and both on a rank by itself."""
+
+    forward_s: float
+    backward_s: float
+    own_s: float
+
+    @property
+    def both_s(self) -> float:
+        return self.forward_s + self.backward_s
+
+
+def model_seconds(shape: Mapping[str, int], sequences: int, at_least_s: float, warm_up: int) -> Passes:
+    """Means over repeats, without the slowest twentieth; forward and backward in the shares that they have on all ranks."""
     model = build_model({**shape, "kv_heads": shape["heads"], "tied_embeddings": False}, "float32", 0)
     tokens = torch.randint(0, shape["vocab"], (sequences, SEQ_LEN + 1))
 
-    def once() -> tuple[float, float]:
-        """Forward alone, and until the last rank is done."""
+    def once() -> tuple[float, float, float]:
+        """The share of forward, both on this rank, and until the last is done."""
         dist.barrier()
         start = time.perf_counter()
         logits = model(tokens[:, :-1], use_cache=False).logits
@@ -261,14 +273,14 @@ def model_seconds(shape: Mapping[str, int], sequences: int, at_least_s: float, w
         loss.backward()
         model.zero_grad(set_to_none=True)
         own_s = time.perf_counter() - start
-        return forward_s / own_s, slowest_of_ranks(own_s)
+        return forward_s / own_s, own_s, slowest_of_ranks(own_s)
 
     for _ in range(warm_up):
-        _, first = once()
-    runs = [once() for _ in range(max(int(at_least_s / first), 3))]
-    both_s = microbench.mean_and_spread([both for _, both in runs])[0]
-    forward = mean_of_ranks(median(share for share, _ in runs))
-    return both_s * forward, both_s * (1.0 - forward)
+        *_, first = once()
+    shares, own, both = zip(*(once() for _ in range(max(int(at_least_s / first), 3))), strict=True)
+    own_s, both_s = (microbench.mean_and_spread(list(seconds))[0] for seconds in (own, both))
+    forward = mean_of_ranks(median(shares))
+    return Passes(forward_s=both_s * forward, backward_s=both_s * (1.0 - forward), own_s=mean_of_ranks(own_s))
 
 
 if __name__ == "__main__":

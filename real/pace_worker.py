@@ -25,7 +25,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     torch.manual_seed(0)
     with joined(cuda=False):
-        passes = [sum(model_seconds(shape, SEQUENCES, 1.0, WARM_UP)) for shape in MODELS]
+        passes = [model_seconds(shape, SEQUENCES, 1.0, WARM_UP).both_s for shape in MODELS]
         wanted = [(shape, BATCHES[-1], PROMPTS[0]) for shape in LARGE]
         steps = [seconds for _, seconds in step_seconds(wanted, STEPS)]
         if dist.get_rank() == 0:

@@ -38,14 +38,16 @@ class CostModel:
         self.overheads = overheads
         self.libraries = libraries
         self._routes: dict[tuple[int, int], Ints] = {}
-        self._computed: dict[tuple[object, str], Estimate] = {}
+        self._computed: dict[tuple[object, bool, str], Estimate] = {}
         self._shapes: dict[bytes, tuple[Shape, LinkSpec | None]] = {}
 
     def compute(self, op: Compute, device: DeviceSpec) -> Estimate:
         """All kernels of the op, one after the other; as uncertain as the worst of them."""
-        key = (op.kernels, device.name)
+        key = (op.kernels, op.awaited, device.name)
         if key not in self._computed:
-            self._computed[key] = together([self.kernel(k, device) for k in op.kernels])
+            found = together([self.kernel(k, device) for k in op.kernels])
+            share = 1.0 if op.awaited else measured.unawaited(device)
+            self._computed[key] = replace(found, seconds=found.seconds * share)
         return self._computed[key]
 
     def kernel(self, kernel: Kernel, device: DeviceSpec) -> Estimate:

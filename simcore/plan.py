@@ -75,11 +75,13 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compute:
-    """Kernels that each rank of the group runs one after the other."""
+    """Kernels that each rank of the group runs one after the other. `awaited`: other ranks do the same meanwhile and meet it
+    afterwards, so that the slowest counts."""
 
     group: str
     kernels: tuple[Kernel, ...]
     stream: str = "compute"
+    awaited: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,6 +269,8 @@ def _op_json(op: Op) -> dict[str, Any]:
     fields = {name: getattr(op, name) for name in op.__slots__}
     if isinstance(op, Compute):
         fields["kernels"] = [[k.name, k.dtype, dict(k.shape), k.count] for k in op.kernels]
+        if op.awaited:
+            del fields["awaited"]  # as documents were before there was any other
     return {"op": type(op).__name__.lower(), **fields}
 
 

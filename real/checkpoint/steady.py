@@ -32,7 +32,7 @@ TENSORS, TENSOR_B = 32, 2**20
 """Of the state that is saved and loaded beside runs, on each rank."""
 FILE_B = 32 * 2**20
 """Of each rank, written again and again to blocks of the disk that its file already has, as saves do, and read from there."""
-SAMPLES = 3
+SAMPLES = 6
 CLOSE = 0.12
 """Share by which the speed of memory may differ; copies with nothing else in the way differ by half of that."""
 MOST = 2

@@ -136,6 +136,11 @@ def _together(segments: Segments) -> Iterator[tuple[int, int, int]]:
         yield max(round(sequences / steps.sum()), 1), max(round(held / sequences), 1), int(steps.sum())
 
 
+def unawaited(tasks: Sequence[Task]) -> list[Task]:
+    """The tasks of a rank that nobody meets: a pool of one."""
+    return [replace(t, op=replace(t.op, awaited=False)) if isinstance(t.op, Compute) else t for t in tasks]
+
+
 def renamed(
     tasks: Sequence[Task], prefix: str, group: Callable[[str], str], after: Sequence[str]
 ) -> tuple[list[Task], list[str]]:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from costmodels import memory
+from costmodels import measured, memory
 from costmodels.kernels import WIDTH_B
 from simcore.cluster import Cluster
 from simcore.hybridflow.zones import Shifted, Zone, inside
@@ -147,7 +147,7 @@ class RoleCosts:
                 Strategy(
                     choice=choice,
                     forward_microbatch=microbatch,
-                    train_s=float(each_s[i]) * updates,
+                    train_s=float(each_s[i]) * updates * self._own(n),
                     forward_s=forward_s,
                     states_B=states,
                     working_B=max(float(peaks[i]) - states - overhead, forward_B, 0.0),
@@ -186,8 +186,13 @@ class RoleCosts:
             sizes = [b for b in _powers(min(each, LARGEST_MICROBATCH)) if (self.update.seq_len * b) % choice.tp == 0]
             found = [self._forward_with(choice, each, b) for b in sizes or [1]]
             roomy = [f for f in found if f[2] <= FORWARD_ROOM_B] or found[:1]
-            self._forward[key] = min(roomy)
+            seconds, microbatch, working_B = min(roomy)
+            self._forward[key] = seconds * self._own(choice.tp * choice.pp * choice.dp), microbatch, working_B
         return self._forward[key]
+
+    def _own(self, n: int) -> float:
+        """What passes of a pool of `n` ranks take, as a share of those of ranks that meet."""
+        return measured.unawaited(self.zone.device) if n == 1 else 1.0
 
     def _forward_with(self, choice: Choice, sequences: int, microbatch: int) -> tuple[float, int, float]:
         """(m + p - 1) passes of the slowest stage; with ZeRO 3 a pass lasts at least as long as gathering its weights."""

@@ -9,7 +9,7 @@ import numpy as np
 from costmodels import generation, generation_eager, memory
 from simcore.cluster import Cluster
 from simcore.hybridflow import layout
-from simcore.hybridflow.call_tasks import forward_tasks, generation_kernels, renamed, update_tasks
+from simcore.hybridflow.call_tasks import forward_tasks, generation_kernels, renamed, unawaited, update_tasks
 from simcore.hybridflow.dataflow import Call
 from simcore.hybridflow.generation_costs import Degrees
 from simcore.hybridflow.layout import Pool
@@ -136,6 +136,7 @@ class _Writer:
         minibatch = max(round(call.share * self.workload.minibatch), 1)
         update = replace(costs.update, global_batch=minibatch)
         tasks = update_tasks(update, pool.choice.strategies[call.role].choice, hosted=_eager(pool))
+        tasks = tasks if pool.choice.n > 1 else unawaited(tasks)
         for number in range(self.workload.updates * self.workload.epochs):
             waits = self._called(f"{call.name}/u{number}", pool, waits, minibatch)
             made, waits = renamed(tasks, f"{call.name}/u{number}", lambda g: f"{call.role}/{g}", waits)
@@ -146,6 +147,7 @@ class _Writer:
         costs = self.planning.costs_of(pool.choice.zone, call.role)
         sequences = max(round(call.share * self.workload.sequences), 1)
         tasks = forward_tasks(costs.update, pool.choice.strategies[call.role], sequences, hosted=_eager(pool))
+        tasks = tasks if pool.choice.n > 1 else unawaited(tasks)
         made, ends = renamed(tasks, call.name, lambda g: f"{call.role}/{g}", waits)
         self.tasks += made
         return ends

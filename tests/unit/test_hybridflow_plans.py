@@ -1,5 +1,6 @@
 """Plans of RLHF: they fit or are refused with advice, the engine takes as long as the planner says, and they can be described."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +17,9 @@ from simcore.engine.simulate import simulate
 from simcore.errors import DoesNotFit, PlanError
 from simcore.hybridflow.call_tasks import update_tasks
 from simcore.hybridflow.describe import describe
+from simcore.hybridflow.model_costs import RoleCosts
 from simcore.hybridflow.verl import verl_config
+from simcore.hybridflow.zones import zones_of
 from simcore.plan import Collective, Compute, Plan
 from simcore.planners import deepspeed_chat, hybridflow, nemo_aligner, openrlhf, placed
 from simcore.reporting.rlhf_view import description_view
@@ -235,6 +238,29 @@ def test_the_plan_is_the_same_every_time() -> None:
     assert len(digests) == 1
     made = planned(hybridflow, workload(), on)
     assert Plan.from_json(made.to_json()).digest == made.digest
+
+
+def test_nobody_waits_for_a_pool_of_one() -> None:
+    """Its passes take what a rank takes by itself, in plans, in files, and in what the planner expects of them."""
+    on, work = cluster(2), workload()
+    measured = replace(on, devices=tuple(replace(d, measured={"unawaited": 0.75}) for d in on.devices))
+    alone = planned(placed, work, measured, placement="split")
+    assert Plan.from_json(alone.to_json()).digest == alone.digest
+    passes = [t for t in alone.tasks if isinstance(t.op, Compute) and t.id.endswith(("/fwd", "/bwd"))]
+    assert passes
+    for task in passes:
+        assert isinstance(task.op, Compute)
+        own, slowest = (CostModel(one).compute(task.op, one.device(0)).seconds for one in (measured, on))
+        assert own == pytest.approx(0.75 * slowest)
+    together = planned(placed, work, measured, placement="colocate")
+    assert "awaited" in alone.to_json()
+    assert "awaited" not in together.to_json()
+
+    def forward_s(cluster: Cluster) -> float:
+        (zone,) = zones_of(cluster)
+        return RoleCosts(work, "reference", cluster, zone, CostModel(cluster)).strategies(1)[0].forward_s
+
+    assert forward_s(measured) == pytest.approx(0.75 * forward_s(on))
 
 
 def test_gradients_are_copied_into_their_messages_where_operators_wait_for_the_host() -> None:
