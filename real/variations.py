@@ -15,11 +15,12 @@ pace (see `real.pace`).
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import geometric_mean, median
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -52,6 +53,16 @@ VARIATIONS: Variations = (
     ("ZeRO 2", ("planner.zero=2", "planner.overlap=false")),
     ("ZeRO 3", ("planner.zero=3", "planner.overlap=false")),
 )
+
+
+class Named(Protocol):
+    """Something to run."""
+
+    @property
+    def name(self) -> str: ...
+
+
+N = TypeVar("N", bound=Named)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,15 +115,24 @@ def measure(
     scenarios = [(name, load(scenario, overrides)) for name, overrides in variations if name in wanted]
     known = [usual_pace(one) for _, one in scenarios] if paced else []
     played = [Played(name=name, scenario=one, plan=one.plan()) for name, one in scenarios]
-    paces, total = [probe()] if paced else [], repeat * len(played)
-    for i in range(total):
-        one = played[i % len(played)]
-        print(f"{i + 1} of {total}: {one.name}", file=sys.stderr, flush=True)
+    paces = [probe()] if paced else []
+    for one in in_turn(played, repeat):
         one.runs.append(open_backend("real", one.scenario).run(one.plan))
         if paced:
             paces.append(probe())
             one.paces.append(Pace.between(paces[-2:]))
     return [one.row_at_pace(known[i]) if paced else one.row() for i, one in enumerate(played)]
+
+
+def in_turn(played: Sequence[N], times: int) -> Iterator[N]:
+    """All of them, and then again, and on standard error which one is next and how long the rest will take."""
+    begun_s, total = time.monotonic(), times * len(played)
+    for i in range(total):
+        one = played[i % len(played)]
+        left_s = (time.monotonic() - begun_s) / i * (total - i) if i else 0.0
+        about = f", about {left_s:.0f} s left" if i else ""
+        print(f"{i + 1} of {total}: {one.name}{about}", file=sys.stderr, flush=True)
+        yield one
 
 
 def chosen(names: Sequence[str], known: Sequence[str]) -> Sequence[str]:

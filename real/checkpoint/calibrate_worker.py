@@ -23,7 +23,8 @@ from real.checkpoint.checkpointer import Checkpointer
 from real.checkpoint.leaves import Part
 from real.checkpoint.ranks import own_group
 from real.checkpoint.spans import Span, Spans
-from real.checkpoint.steady import Memory
+from real.checkpoint.speed import Speedometer
+from real.checkpoint.steady import steady_runs
 from real.checkpoint.storage import Local
 from real.checkpoint.warming import WARM_LOADS, WARM_SAVES, forget
 from real.checkpoint.watching import Log, WatchedRanks, WatchedStorage
@@ -79,9 +80,9 @@ def _on_store(parent: Path, states: Iterable[tuple[int, int, int]]) -> list[Row]
         shared = [own]
         dist.broadcast_object_list(shared)
         root = Path(shared[0])
-        memory = Memory(root)
+        speedometer = Speedometer(root)
         for i, (count, nbytes, repeats) in enumerate(states):
-            job = _Job(root / str(i), memory, count, nbytes)
+            job = _Job(root / str(i), speedometer, count, nbytes)
             found += _of_state(job, repeats)
             dist.barrier()  # nobody removes what others still read
             if dist.get_rank() == 0:
@@ -103,7 +104,7 @@ def _of_state(one: "_Job", repeats: int) -> Iterator[Row]:
 class _Job:
     """States of `count` tensors, of each of which a rank holds `nbytes` where they are cut into rows."""
 
-    def __init__(self, root: Path, memory: Memory, count: int, nbytes: int) -> None:
+    def __init__(self, root: Path, speedometer: Speedometer, count: int, nbytes: int) -> None:
         self.size, self.rank = dist.get_world_size(), dist.get_rank()
         self.root, self.count = root, count
         self.shape = (max(nbytes // 4 // COLUMNS, 1) * self.size, COLUMNS)
@@ -113,7 +114,7 @@ class _Job:
             WatchedStorage(Local(root), self.log), ranks=ranks, background=background, threads=1, keep=1
         )
         self.step = 0
-        self.memory = memory
+        self.speedometer = speedometer
 
     def rows(self) -> State:
         """This rank's rows of every tensor."""
@@ -145,7 +146,7 @@ class _Job:
         first = _summed(once(state)[1])
         for _ in range((WARM_SAVES if what == "save" else WARM_LOADS) - 1):
             once(state)
-        runs = self.memory.runs(lambda: once(state), repeats)
+        runs = steady_runs(self.speedometer, lambda: once(state), repeats)
         shapes = [leaf.data.numel() if isinstance(leaf, Part) else leaf.numel() for leaf in state["model"].values()]
         return {
             "what": what,

@@ -18,7 +18,8 @@ from scipy.optimize import nnls
 
 from costmodels.catalog import write_entry
 from real.checkpoint.drifting import Slower
-from real.checkpoint.steady import Speed, is_close, nearest
+from real.checkpoint.speed import Speed
+from real.checkpoint.steady import is_close, nearest
 from real.launch import launch
 from real.storage_bench import request_seconds
 from simcore.progress import Progress, part

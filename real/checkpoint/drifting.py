@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from costmodels.specs import DeviceSpec, LinkSpec, StoreSpec
-from real.checkpoint.steady import Speed
+from real.checkpoint.speed import Speed
 from simcore.cluster import Cluster
 from simcore.network.fabric import HostFabric
 from simcore.scenario import Scenario

@@ -14,7 +14,6 @@ which knows nothing of it.
 import argparse
 import json
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -27,9 +26,9 @@ from rich.console import Console
 from rich.table import Table
 
 from real.checkpoint.drifting import Slower, simulator
-from real.checkpoint.steady import Speed
+from real.checkpoint.speed import Speed
 from real.traces import is_disturbed
-from real.variations import chosen
+from real.variations import chosen, in_turn
 from simcore.backend import open_backend
 from simcore.errors import WindtunnelError
 from simcore.plan import Plan
@@ -88,12 +87,7 @@ def measure(
         if v.name in wanted
         for plays in v.plays
     ]
-    begun_s, total = time.monotonic(), launches * len(played)
-    for i in range(total):
-        one = played[i % len(played)]
-        left_s = (time.monotonic() - begun_s) / i * (total - i) if i else 0.0
-        about = f", about {left_s:.0f} s left" if i else ""
-        print(f"{i + 1} of {total}: {one.name}{about}", file=sys.stderr, flush=True)
+    for one in in_turn(played, launches):
         one.measured.append(open_backend("real", one.scenario).run(one.plan))
     return [row for one in played for row in _rows(one)]
 

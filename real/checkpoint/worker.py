@@ -2,7 +2,7 @@
 
 Started as `python -m real.checkpoint.worker FOLDER ROOT prepare|COPY_B_per_s`: FOLDER holds plan.json and takes rank0.json, ...;
 checkpoints are under ROOT. `prepare` only saves what a load of the plan wants; otherwise saves and loads count that happen while
-all ranks copy so many bytes per second (`steady`), any for 0.
+all ranks copy so many bytes per second (`speed`), any for 0.
 """
 
 import itertools
@@ -20,7 +20,8 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from costmodels.files import write_atomically
 from real.checkpoint.players import Bound, Loads, Saves, Training, choice_of
 from real.checkpoint.spans import Span
-from real.checkpoint.steady import Memory, Run
+from real.checkpoint.speed import Speedometer
+from real.checkpoint.steady import Run, steady_runs
 from real.launch import tell
 from real.load import Clock
 from real.precision.memory_limit import MemoryLimit
@@ -51,12 +52,12 @@ def _measured(
         "training": lambda: Training(plan, device, root),
         "save": lambda: Saves(plan, device, root, choice_of(plan)),
     }
-    memory = Memory(root)
+    speedometer = Speedometer(root)
     limit = MemoryLimit.start(dist.get_rank(), None, device)
     player = makes.get(plays, lambda: Loads(plan, device, root))()
     player.warm()
     begun = Clock.now()
-    runs = _runs(player, memory, int(plan.workload["iterations"]), usual_B_per_s, folder)
+    runs = _runs(player, speedometer, int(plan.workload["iterations"]), usual_B_per_s, folder)
     spent = Clock.now().since(begun)
     pieces = [(task, i, a, b, size) for i, run in enumerate(runs) for task, a, b, size in run.result[1]]
     return {
@@ -71,7 +72,7 @@ def _measured(
 
 
 def _runs(
-    player: Saves | Loads | Training, memory: Memory, count: int, usual_B_per_s: float | None, folder: Path
+    player: Saves | Loads | Training, speedometer: Speedometer, count: int, usual_B_per_s: float | None, folder: Path
 ) -> list[Run[tuple[Bound, list[Span]]]]:
     """The runs that count; of training all do, since it goes on from one to the next."""
     numbers = itertools.count()
@@ -82,7 +83,7 @@ def _runs(
             tell(folder, min(number / count, 1.0), f"run {number + 1} for {count} that count")
         return player.once(number)
 
-    return memory.runs(once, count, None if isinstance(player, Training) else usual_B_per_s)
+    return steady_runs(speedometer, once, count, None if isinstance(player, Training) else usual_B_per_s)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from real.checkpoint.steady import SHARED_MEMORY, Speed, is_close
+from real.checkpoint.speed import SHARED_MEMORY, Speed
+from real.checkpoint.steady import is_close
 from real.here import most_ranks, path_taken
 from real.launch import launch
 from real.traces import trace_of

@@ -15,8 +15,9 @@ from costmodels.kernels import kernel
 from real.backend import RealBackend
 from real.checkpoint.calibrating import joined, merged, phases, store_rates
 from real.checkpoint.leaves import describe
+from real.checkpoint.speed import Speed
 from real.checkpoint.states import leaves, state_of
-from real.checkpoint.steady import Speed, is_close, nearest
+from real.checkpoint.steady import is_close, nearest
 from real.checkpoint.variations import stall_s, whole_s
 from real.workloads import checkpointed_training
 from real.workloads.checkpointed_training import without_gaps

@@ -8,7 +8,7 @@ import pytest
 from costmodels import catalog
 from costmodels.specs import DeviceSpec
 from real.checkpoint.drifting import Slower, at_speed
-from real.checkpoint.steady import Speed
+from real.checkpoint.speed import Speed
 from simcore.cluster import Cluster
 from simcore.scenario import load
 from tests.golden.reports import CATALOG, ROOT

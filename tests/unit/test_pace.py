@@ -8,7 +8,7 @@ import pytest
 from costmodels.specs import DeviceSpec
 from real import variations
 from real.pace import Pace, Slower, at_pace, usual
-from real.variations import chosen, usual_pace
+from real.variations import chosen, in_turn, usual_pace
 from simcore.errors import InputError
 from simcore.plan import Plan
 from simcore.scenario import Scenario, load
@@ -163,3 +163,15 @@ def test_what_runs_took_is_put_down_at_the_usual_pace_and_one_that_nothing_expla
     assert (row["error"], row["as_calibrated"]) == (pytest.approx(0.0), pytest.approx(-0.5))
     assert row["at_pace_s"] == pytest.approx([row["simulated"] * factor for factor in (1.0, 3.0, 1.0)])
     assert row["as_measured"] == pytest.approx(2 * row["simulated"])
+
+
+def test_variations_run_in_turn_and_say_how_far_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    @dataclass(frozen=True)
+    class Named:
+        name: str
+
+    named = [Named("a"), Named("b")]
+    assert [one.name for one in in_turn(named, 2)] == ["a", "b", "a", "b"]
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "1 of 4: a"
+    assert said[3].startswith("4 of 4: b, about 0 s left")
