@@ -83,13 +83,15 @@ class RoleCosts:
         self.workload, self.role, self.zone = workload, role, zone
         self.limits = limits or Limits()
         self.shape = workload.trained(role)
+        self.share = max((c.share for c in workload.dataflow.calls_of(role) if c.kind == "train"), default=1.0)
+        """Part of the batch that its training works on."""
         self.update = TransformerTraining(
             model=self.shape,
             seq_len=workload.seq_len,
-            global_batch=workload.minibatch,
+            global_batch=workload.of_minibatch(self.share),
             precision=workload.precision,
         )
-        """One update as a training job."""
+        """One update as a training job, of as many sequences as its call works on."""
         self.parts = Parts(self.update, inside(cluster, zone), Shifted(cost, zone.first))
         self._quick = Quick(self.parts, lambda table, row: self._choice(table.row(row)), overlap=self.limits.overlap)
         self._found: dict[int, tuple[Strategy, ...]] = {}
@@ -160,7 +162,7 @@ class RoleCosts:
         for tp, pp in self._degrees(n):
             dp = n // (tp * pp)
             zero = self.limits.zero if dp > 1 else 0
-            for microbatch in _powers(min(-(-update.global_batch // dp), LARGEST_MICROBATCH)):
+            for microbatch in _powers(min(-(-self.workload.minibatch // dp), LARGEST_MICROBATCH)):
                 if (update.seq_len * microbatch) % tp == 0:
                     for mode in recompute:
                         yield dp, tp, pp, 1, 1, microbatch, mode, zero

@@ -133,7 +133,7 @@ class _Writer:
 
     def _train(self, call: Call, pool: Pool, waits: list[str]) -> list[str]:
         costs = self.planning.costs_of(pool.choice.zone, call.role)
-        minibatch = max(round(call.share * self.workload.minibatch), 1)
+        minibatch = self.workload.of_minibatch(call.share)
         update = replace(costs.update, global_batch=minibatch)
         tasks = update_tasks(update, pool.choice.strategies[call.role].choice, hosted=_eager(pool))
         tasks = tasks if pool.choice.n > 1 else unawaited(tasks)

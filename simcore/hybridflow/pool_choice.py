@@ -167,7 +167,7 @@ class PoolChoices:
             states = s.states_B if call.kind == "train" else self.roles[call.role].weights_B(s.choice)
             moved = float(host_copy_s(self.zone.device, states)) * (2 if call.kind == "train" else 1)
         if call.kind == "train":
-            return call.share * s.train_s + moved
+            return call.share / self.roles[call.role].share * s.train_s + moved
         return call.share * s.forward_s + moved if call.kind == "forward" else 0.0
 
     def _with_generation(

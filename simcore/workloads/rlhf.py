@@ -149,6 +149,10 @@ class Rlhf:
         """Sequences of an update."""
         return -(-self.sequences // self.updates)
 
+    def of_minibatch(self, share: float) -> int:
+        """Sequences of an update that works on a share of the batch."""
+        return max(round(share * self.minibatch), 1)
+
     @property
     def tokens_per_iteration(self) -> int:
         """Prompts and responses, once, as HybridFlow counts."""

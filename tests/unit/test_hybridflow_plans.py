@@ -263,6 +263,22 @@ def test_nobody_waits_for_a_pool_of_one() -> None:
     assert forward_s(measured) == pytest.approx(0.75 * forward_s(on))
 
 
+def test_an_update_of_twice_the_sequences_has_one_step_of_the_optimiser() -> None:
+    on = cluster(2)
+    (zone,) = zones_of(on)
+
+    def train_s(**fields: object) -> float:
+        work = workload(algorithm="safe_rlhf", prompts=2, **fields)
+        costs = RoleCosts(work, "actor", on, zone, CostModel(on))
+        made = planned(placed, work, on, placement="colocate")
+        steps = sum(t.id.startswith("update_actor") and "optimizer" in t.id for t in made.tasks)
+        assert steps == work.updates
+        return min(s.train_s for s in costs.strategies(1))
+
+    alone = train_s()
+    assert 1.05 * alone < train_s(train_on_pretraining=True) < 1.95 * alone
+
+
 def test_gradients_are_copied_into_their_messages_where_operators_wait_for_the_host() -> None:
     """Once an update, after the last microbatch, by every stage's ranks, of what they hold; nobody copies where nobody sums."""
     shape = TransformerShape(
