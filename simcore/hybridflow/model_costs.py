@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from costmodels import measured, memory
+from costmodels import generation_eager, measured, memory
 from costmodels.kernels import WIDTH_B
 from simcore.cluster import Cluster
 from simcore.hybridflow.zones import Shifted, Zone, inside
@@ -141,6 +141,8 @@ class RoleCosts:
         updates = self.workload.updates * self.workload.epochs
         for i, (n, _) in enumerate(rows):
             choice = self._choice(table.row(i))
+            rounds = -(-self.update.global_batch // (choice.dp * choice.microbatch)) + choice.pp - 1
+            hosted_s = rounds * self._hosted_s(choice, "forward", "backward")
             forward_s, microbatch, forward_B = self.forward(choice)
             states = self.states_B(choice)
             overhead = memory.OVERHEAD_B if self.zone.device.kind == "gpu" else 0.0
@@ -149,7 +151,7 @@ class RoleCosts:
                 Strategy(
                     choice=choice,
                     forward_microbatch=microbatch,
-                    train_s=float(each_s[i]) * updates * self._own(n),
+                    train_s=(float(each_s[i]) + hosted_s) * updates * self._own(n),
                     forward_s=forward_s,
                     states_B=states,
                     working_B=max(float(peaks[i]) - states - overhead, forward_B, 0.0),
@@ -203,7 +205,7 @@ class RoleCosts:
         passes = spent[::2].sum(axis=1) - spent[::2, SPENT.index("kernels")]
         layer, embed, head = passes.tolist()
         ends = embed + head if choice.pp == 1 else max(embed, head)
-        one = layer * self.shape.layers / choice.pp + ends
+        one = layer * self.shape.layers / choice.pp + ends + self._hosted_s(choice, "forward")
         if choice.zero == 3:
             one = max(one, self.parts.replicas(given)[0])
         passes_through = -(-sequences // microbatch) + choice.pp - 1
@@ -211,6 +213,14 @@ class RoleCosts:
         part = given.slice(self.update)
         held = 2 * memory.layer_activation_B(self.shape, part, "none") + memory.head_activation_B(self.shape, part)
         return passes_through * (one + send), microbatch, held
+
+    def _hosted_s(self, choice: Choice, *ways: str) -> float:
+        """What the host does in passes for the modules of tensor parallelism, where that was measured."""
+        device = self.zone.device
+        if choice.tp == 1 or generation_eager.eager_of(device) is None:
+            return 0.0
+        layers = self.shape.layers // choice.pp
+        return sum(float(generation_eager.split_s(device, layers, forward=way == "forward")) for way in ways)
 
     def states_B(self, choice: Choice) -> float:
         """Bytes that stay on the fullest rank."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
+from costmodels import generation_eager
 from costmodels.catalog import Catalog
 from costmodels.transformer import TransformerShape, total_elements
 from simcore.checks import check, problems_of
@@ -17,7 +18,7 @@ from simcore.engine.simulate import simulate
 from simcore.errors import DoesNotFit, PlanError
 from simcore.hybridflow.call_tasks import update_tasks
 from simcore.hybridflow.describe import describe
-from simcore.hybridflow.model_costs import RoleCosts
+from simcore.hybridflow.model_costs import Limits, RoleCosts, Strategy
 from simcore.hybridflow.verl import verl_config
 from simcore.hybridflow.zones import zones_of
 from simcore.plan import Collective, Compute, Plan
@@ -261,6 +262,28 @@ def test_nobody_waits_for_a_pool_of_one() -> None:
         return RoleCosts(work, "reference", cluster, zone, CostModel(cluster)).strategies(1)[0].forward_s
 
     assert forward_s(measured) == pytest.approx(0.75 * forward_s(on))
+
+
+def test_what_the_host_does_for_tensor_parallelism_counts_where_plans_are_chosen() -> None:
+    """On each pass: once for each forward microbatch, forward and backward for each of an update's."""
+    on, work = cluster(2), workload()
+    eager = {**dict.fromkeys(generation_eager.NEEDED, 0.0), "split_forward_s": 1e-3, "split_backward_s": 2e-3}
+    hosted = replace(on, devices=tuple(replace(d, measured={"eager": eager}) for d in on.devices))
+
+    def strategy(role: str, tp: int, cluster: Cluster) -> Strategy:
+        (zone,) = zones_of(cluster)
+        return RoleCosts(work, role, cluster, zone, CostModel(cluster), Limits(tp=tp, pp=1)).strategies(2)[0]
+
+    layers = 16
+    without, found = (strategy("reference", 2, one) for one in (on, hosted))
+    passes = -(-work.sequences // found.forward_microbatch)
+    assert found.forward_microbatch == without.forward_microbatch
+    assert found.forward_s - without.forward_s == pytest.approx(passes * layers * 1e-3)
+    without, found = (strategy("critic", 2, one) for one in (on, hosted))
+    rounds = work.updates * -(-work.minibatch // found.choice.microbatch)
+    assert found.choice == without.choice
+    assert found.train_s - without.train_s == pytest.approx(rounds * layers * 3e-3)
+    assert strategy("critic", 1, on).train_s == strategy("critic", 1, hosted).train_s
 
 
 def test_an_update_of_twice_the_sequences_has_one_step_of_the_optimiser() -> None:
