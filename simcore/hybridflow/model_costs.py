@@ -142,7 +142,7 @@ class RoleCosts:
         for i, (n, _) in enumerate(rows):
             choice = self._choice(table.row(i))
             rounds = -(-self.update.global_batch // (choice.dp * choice.microbatch)) + choice.pp - 1
-            hosted_s = rounds * self._hosted_s(choice, "forward", "backward")
+            hosted_s = rounds * self._hosted_s(choice, backward=True)
             forward_s, microbatch, forward_B = self.forward(choice)
             states = self.states_B(choice)
             overhead = memory.OVERHEAD_B if self.zone.device.kind == "gpu" else 0.0
@@ -205,7 +205,7 @@ class RoleCosts:
         passes = spent[::2].sum(axis=1) - spent[::2, SPENT.index("kernels")]
         layer, embed, head = passes.tolist()
         ends = embed + head if choice.pp == 1 else max(embed, head)
-        one = layer * self.shape.layers / choice.pp + ends + self._hosted_s(choice, "forward")
+        one = layer * self.shape.layers / choice.pp + ends + self._hosted_s(choice, backward=False)
         if choice.zero == 3:
             one = max(one, self.parts.replicas(given)[0])
         passes_through = -(-sequences // microbatch) + choice.pp - 1
@@ -214,13 +214,12 @@ class RoleCosts:
         held = 2 * memory.layer_activation_B(self.shape, part, "none") + memory.head_activation_B(self.shape, part)
         return passes_through * (one + send), microbatch, held
 
-    def _hosted_s(self, choice: Choice, *ways: str) -> float:
-        """What the host does in passes for the modules of tensor parallelism, where that was measured."""
-        device = self.zone.device
-        if choice.tp == 1 or generation_eager.eager_of(device) is None:
+    def _hosted_s(self, choice: Choice, *, backward: bool) -> float:
+        """What the host does for modules of tensor parallelism in a pass forward, and `backward`, where that was measured."""
+        if choice.tp == 1:
             return 0.0
-        layers = self.shape.layers // choice.pp
-        return sum(float(generation_eager.split_s(device, layers, forward=way == "forward")) for way in ways)
+        layers, ways = self.shape.layers // choice.pp, (True, False) if backward else (True,)
+        return sum(float(generation_eager.split_s(self.zone.device, layers, forward=way)) for way in ways)
 
     def states_B(self, choice: Choice) -> float:
         """Bytes that stay on the fullest rank."""

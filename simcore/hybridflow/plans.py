@@ -136,19 +136,21 @@ class _Writer:
         minibatch = self.workload.of_minibatch(call.share)
         update = replace(costs.update, global_batch=minibatch)
         tasks = update_tasks(update, pool.choice.strategies[call.role].choice, hosted=_eager(pool))
-        tasks = tasks if pool.choice.n > 1 else unawaited(tasks)
         for number in range(self.workload.updates * self.workload.epochs):
             waits = self._called(f"{call.name}/u{number}", pool, waits, minibatch)
-            made, waits = renamed(tasks, f"{call.name}/u{number}", lambda g: f"{call.role}/{g}", waits)
-            self.tasks += made
+            waits = self._passes(f"{call.name}/u{number}", call.role, pool, tasks, waits)
         return waits
 
     def _forward(self, call: Call, pool: Pool, waits: list[str]) -> list[str]:
         costs = self.planning.costs_of(pool.choice.zone, call.role)
         sequences = max(round(call.share * self.workload.sequences), 1)
         tasks = forward_tasks(costs.update, pool.choice.strategies[call.role], sequences, hosted=_eager(pool))
-        tasks = tasks if pool.choice.n > 1 else unawaited(tasks)
-        made, ends = renamed(tasks, call.name, lambda g: f"{call.role}/{g}", waits)
+        return self._passes(call.name, call.role, pool, tasks, waits)
+
+    def _passes(self, prefix: str, role: str, pool: Pool, tasks: list[Task], waits: list[str]) -> list[str]:
+        """Tasks of a model's passes on a pool; nobody waits for a rank that is alone in one."""
+        placed = tasks if pool.choice.n > 1 else unawaited(tasks)
+        made, ends = renamed(placed, prefix, lambda g: f"{role}/{g}", waits)
         self.tasks += made
         return ends
 
