@@ -25,7 +25,7 @@ from costmodels.measured import is_module
 from costmodels.specs import DeviceSpec
 from real import calibrate_eager, pace
 from real.calibrate_eager import PACED, calls
-from real.calibrate_worker import SEQUENCES, work_of
+from real.calibrate_worker import work_of
 from real.checkpoint.calibrating import add_checkpoints
 from real.federated.calibrating import add_sharing
 from real.launch import Progress, launch
@@ -84,7 +84,7 @@ def _run(processes: int, quick: bool, progress: Progress) -> list[dict[str, Any]
 def _pace(found: Mapping[str, Any]) -> pace.Pace:
     """Of what was measured of whole models, so that costs and pace are those of one moment."""
     steps = [seconds for _, *sizes, seconds in found["eager"]["steps"] if tuple(sizes) == PACED]
-    passes = [row["forward_s"] + row["backward_s"] for row in found["models"] if row["sequences"] == SEQUENCES]
+    passes = [row["forward_s"] + row["backward_s"] for row in found["models"]]
     return pace.Pace.of(passes, steps)
 
 

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import chain
 from math import exp, log
 from pathlib import Path
@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 from scipy.optimize import isotonic_regression
 from torch.distributed.elastic.multiprocessing.errors import record
-from torch.nn import functional
 
 from costmodels.files import write_atomically
 from costmodels.measured import sizes_of
@@ -33,11 +32,11 @@ from costmodels.transformer_kernels import (
     mlp_block,
 )
 from real import microbench
-from real.calibrate_eager import PROMPTS, eager, mean_of_ranks, slowest_of_ranks
+from real.calibrate_eager import PROMPTS, eager, mean_of_ranks
+from real.calibrate_passes import FEW, MEASURED, MODELS, SEQ_LEN, SEQUENCES, WARM_UP, model_passes
 from real.collectives import ALL_GATHER, REDUCE_SCATTER
 from real.launch import tell
 from real.microbench import DIFFERENTIABLE, NO_BACKWARD, InTurn, backward_seconds, forward, timed
-from real.model import build_model
 from real.process import joined
 
 LINEARS = (
@@ -68,19 +67,9 @@ ADAMW = (200_000, 1_000_000, 3_200_000, 12_000_000)
 COPY = (10_000, 100_000, 1_000_000, 10_000_000)
 MESSAGES = (4, 4_096, 65_536, 262_144, 1_048_576, 4_194_304, 16_777_216)
 BESIDE_B, BESIDE = 1_048_576, 24  # size and number of the all-reduces that products run beside
-SEQUENCES, SEQ_LEN = 8, 128
-FEW = 1
-"""Sequences of another microbatch, in which the host's own time counts for more."""
-MODELS = (
-    {"layers": 3, "hidden": 192, "ffn": 512, "heads": 3, "head_dim": 64, "vocab": 256, "max_len": SEQ_LEN},
-    {"layers": 2, "hidden": 384, "ffn": 1024, "heads": 6, "head_dim": 64, "vocab": 256, "max_len": SEQ_LEN},
-)
-"""What kernels take inside a model is compared with what they take alone, at the same sizes, on these."""
-
 PASSES = 2
 ROUNDS = 3
 """Through all collectives: as threads happen to meet on a core they take half a millisecond or four, for a second at a time."""
-WARM_UP = 3
 
 Row = tuple[tuple[int, ...], float, float]
 
@@ -238,49 +227,8 @@ def _slowdown(all_reduce_s: float) -> float:
 
 def _models(at_least_s: float, warm_up: int) -> list[dict[str, Any]]:
     """Of each of the models and microbatches: shape, sequences, and what its passes take."""
-    return [
-        {"shape": shape, "sequences": sequences, **asdict(model_seconds(shape, sequences, at_least_s, warm_up))}
-        for shape in MODELS
-        for sequences in (SEQUENCES, FEW)
-    ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Passes:
-    """Forward and backward, until the last rank is done, for which synchronous training waits, and both on a rank by itself."""
-
-    forward_s: float
-    backward_s: float
-    own_s: float
-
-    @property
-    def both_s(self) -> float:
-        return self.forward_s + self.backward_s
-
-
-def model_seconds(shape: Mapping[str, int], sequences: int, at_least_s: float, warm_up: int) -> Passes:
-    """Means over repeats, without the slowest twentieth; forward and backward in the shares that they have on all ranks."""
-    model = build_model({**shape, "kv_heads": shape["heads"], "tied_embeddings": False}, "float32", 0)
-    tokens = torch.randint(0, shape["vocab"], (sequences, SEQ_LEN + 1))
-
-    def once() -> tuple[float, float, float]:
-        """The share of forward, both on this rank, and until the last is done."""
-        dist.barrier()
-        start = time.perf_counter()
-        logits = model(tokens[:, :-1], use_cache=False).logits
-        loss = functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
-        forward_s = time.perf_counter() - start
-        loss.backward()
-        model.zero_grad(set_to_none=True)
-        own_s = time.perf_counter() - start
-        return forward_s / own_s, own_s, slowest_of_ranks(own_s)
-
-    for _ in range(warm_up):
-        *_, first = once()
-    shares, own, both = zip(*(once() for _ in range(max(int(at_least_s / first), 3))), strict=True)
-    own_s, both_s = (microbench.mean_and_spread(list(seconds))[0] for seconds in (own, both))
-    forward = mean_of_ranks(median(shares))
-    return Passes(forward_s=both_s * forward, backward_s=both_s * (1.0 - forward), own_s=mean_of_ranks(own_s))
+    found = zip(MEASURED, model_passes(at_least_s, warm_up), strict=True)
+    return [{"shape": shape, "sequences": sequences, **asdict(took)} for (shape, sequences), took in found]
 
 
 if __name__ == "__main__":

@@ -5,11 +5,11 @@
 wants an earlier `windtunnel calibrate`. Ends with exit code 1 if the median error of the iteration time is above 10 % or the
 largest above 20 %.
 
-A virtual machine is not always as fast as when costs were measured. Before and after each run the ranks' cores do passes and
-decode steps of a calibration's models; "passes" and "steps" are how many times as long as then these took. What a run took counts
-over how many times as long a simulation takes with such cores than with those of the calibration: "measured" is the median of
-that, at the pace of the calibration, and "error" the prediction's for it. "as measured" and "as calibrated" know nothing of any
-pace (see `real.pace`).
+A virtual machine is not always as fast as when costs were measured. Before and after each round, in which all variations run once,
+the ranks' cores do passes and decode steps of a calibration's models; "passes" and "steps" are how many times as long as then these
+took. What a run took counts over how many times as long a simulation takes with such cores than with those of the calibration:
+"measured" is the median of that, at the pace of the calibration, and "error" the prediction's for it. "as measured" and "as
+calibrated" know nothing of any pace (see `real.pace`).
 """
 
 import argparse
@@ -67,7 +67,7 @@ N = TypeVar("N", bound=Named)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Played:
-    """A variation's plan, its real runs, and the pace of the machine around each."""
+    """A variation's plan, its real runs, and the pace of the machine in the round of each."""
 
     name: str
     scenario: Scenario
@@ -107,7 +107,8 @@ def measure(
 ) -> list[dict[str, Any]]:
     """A row for each variation, in their order. With `paced` errors are those at the pace that the machine had meanwhile.
 
-    All run in turn, and then again, `repeat` times: what disturbs this machine for a minute meets one run of each.
+    All run in turn, and then again, `repeat` times: what disturbs this machine for a minute meets one run of each. A round has one
+    pace: probes differ from one to the next by more than the machine does, which tells variations apart that are not.
 
     Raises `InputError` for names that no variation has, and where `paced` and no pace was measured with the costs.
     """
@@ -118,9 +119,10 @@ def measure(
     paces = [probe()] if paced else []
     for one in in_turn(played, repeat):
         one.runs.append(open_backend("real", one.scenario).run(one.plan))
-        if paced:
+        if paced and one is played[-1]:
             paces.append(probe())
-            one.paces.append(Pace.between(paces[-2:]))
+            for each in played:
+                each.paces.append(Pace.between(paces[-2:]))
     return [one.row_at_pace(known[i]) if paced else one.row() for i, one in enumerate(played)]
 
 

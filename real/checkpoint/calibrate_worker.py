@@ -32,7 +32,7 @@ from real.launch import tell
 from real.process import joined
 
 STATES = {
-    "full": ((48, 8 * 2**20, 3), (96, 2**20, 4), (24, 2 * 2**20, 4), (192, 2**16, 5)),
+    "full": ((48, 8 * 2**20, 2), (96, 2**20, 2), (24, 2 * 2**20, 2), (192, 2**16, 3)),
     "quick": ((4, 2**20, 1), (4, 2**18, 1), (32, 2**12, 1)),
 }
 """Tensors, bytes of each that a rank holds, and how often a launch saves and loads a state: what takes least varies most."""

@@ -67,14 +67,18 @@ class Found:
 
 def _measured(processes: int, stores: Mapping[str, Path], quick: bool, progress: Progress | None) -> dict[str, Found]:
     """What so many processes measure `together` and one `alone`, in turn and in several launches: what disturbs one of them for
-    half a minute is not in the others."""
-    count = 1 if quick else LAUNCHES
-    arguments = ["quick" if quick else "full", *map(str, stores.values())]
+    half a minute is not in the others. Every second one is of processes together in memory alone, which take less time than others
+    and differ by more from one launch to the next."""
+    how = "quick" if quick else "full"
+    arguments = [how, *map(str, stores.values())]
     together, alone = [], []
+    count = 1 if quick else LAUNCHES
     for i in range(count):
-        first, middle, last = ((i + share) / count for share in (0.0, 0.6, 1.0))
+        first, middle, more, last = ((i + share) / count for share in (0.0, 0.5, 0.75, 1.0))
         together.append(_launched(processes, arguments, part(progress, first, middle)))
-        alone.append(_launched(1, arguments, part(progress, middle, last)))
+        if not quick:
+            together.append(_launched(processes, arguments[:2], part(progress, middle, more)))
+        alone.append(_launched(1, arguments, part(progress, more, last)))
     return {"together": _found(together, stores), "alone": _found(alone, stores)}
 
 
@@ -98,7 +102,7 @@ def _launched(processes: int, arguments: list[str], progress: Progress | None) -
 
 
 def merged(launches: Sequence[Mapping[str, Rows]]) -> dict[str, Rows]:
-    """The rows of one rank with the runs of all launches; `first_agree` is the median of theirs."""
+    """The rows of one rank with the runs of all launches that went to a store; `first_agree` is the median of theirs."""
     return {
         root: [
             {
@@ -106,7 +110,7 @@ def merged(launches: Sequence[Mapping[str, Rows]]) -> dict[str, Rows]:
                 "first_agree": median(row["first_agree"] for row in same),
                 "runs": [run for row in same for run in row["runs"]],
             }
-            for same in zip(*(rows[root] for rows in launches), strict=True)
+            for same in zip(*(rows[root] for rows in launches if root in rows), strict=True)
         ]
         for root in launches[0]
     }

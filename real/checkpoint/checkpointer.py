@@ -109,7 +109,8 @@ class Checkpointer:
         if asynchronous:
             saving.start(finish.in_background)
         else:
-            finish()
+            with no_collection():
+                finish()
         return saving
 
     def _prepare(

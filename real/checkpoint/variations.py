@@ -37,7 +37,8 @@ from simcore.scenario import Scenario, load
 from simcore.trace import Trace
 
 LARGEST = 0.15
-LAUNCHES = 3
+LAUNCHES, REPEAT = 6, 2
+"""One launch differs from the next by more than its saves or loads from one another."""
 FACTORS = ("copies", "saves", "loads")
 SMALL = "workload.model={layers: 4, hidden: 512, ffn: 1376, heads: 8, vocab: 4096}"
 DISK = "cluster.stores=[this_machine_disk]"
@@ -182,7 +183,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenario", type=Path, default=Path("scenarios/bytecheckpoint_this_machine.yaml"))
     parser.add_argument("--launches", type=int, default=LAUNCHES, help="of the ranks of each variation")
-    parser.add_argument("--repeat", type=int, default=4, help="saves or loads of each launch; the median of all counts")
+    parser.add_argument(
+        "--repeat", type=int, default=REPEAT, help="saves or loads of each launch; the median of all counts"
+    )
     parser.add_argument("--only", nargs="*", default=(), help="names of variations")
     parser.add_argument("--catalog", type=Path, nargs="*", default=(), help="folders with another calibration")
     parser.add_argument("--json", action="store_true")

@@ -20,7 +20,7 @@ pytest.importorskip("transformers")
 
 from real.backend import RealBackend  # noqa: E402
 from real.rlhf.placement import of_plan  # noqa: E402
-from real.rlhf.variations import swapped  # noqa: E402
+from real.rlhf.variations import order  # noqa: E402
 from real.workloads.rlhf import job_of  # noqa: E402
 from simcore.hybridflow.grouping import Degrees  # noqa: E402
 
@@ -199,8 +199,20 @@ def test_the_plan_says_what_is_trained_and_where() -> None:
 
 
 def test_plans_are_in_another_order_only_where_measurements_tell_them_apart() -> None:
-    def row(name: str, simulated: float, measured: float) -> dict[str, object]:
-        return {"variation": name, "simulated": simulated, "measured": measured}
+    def row(name: str, simulated: float, *measured: float) -> dict[str, object]:
+        return {"variation": name, "simulated": simulated, "at_pace_s": measured}
 
     rows = [row("a", 1.0, 1.1), row("b", 2.0, 2.2), row("c", 1.9, 2.21), row("d", 2.1, 1.0)]
-    assert swapped(rows) == [("a", "d"), ("b", "d"), ("c", "d")]
+    found = order(rows)
+    assert found.swapped == [("a", "d"), ("b", "d"), ("c", "d")]
+    assert found.apart == [("a", "b"), ("a", "c"), *found.swapped]
+
+
+def test_plans_are_told_apart_by_what_they_take_in_the_same_rounds() -> None:
+    """Medians of 2.0 and 2.2 s say that the first is faster; it is slower in every round but one, which something disturbed."""
+    rows = [
+        {"variation": "a", "simulated": 1.1, "at_pace_s": (1.05, 2.0, 3.15)},
+        {"variation": "b", "simulated": 1.0, "at_pace_s": (1.00, 2.2, 3.00)},
+    ]
+    assert order(rows).apart == [("a", "b")]
+    assert not order(rows).swapped
