@@ -32,7 +32,7 @@ from real.launch import Progress, launch
 
 
 def calibrate(out: Path, *, quick: bool = False, progress: Progress | None = None) -> dict[str, Any]:
-    """Write device, link and store files into `out`; returns what matters of them. About nine minutes, `quick` two."""
+    """Write device, link and store files into `out`; returns what matters of them. About ten minutes, `quick` two."""
 
     def report(first: float, last: float, doing: str) -> Progress:
         def part(share: float, phrase: str) -> None:
