@@ -28,8 +28,8 @@ from real.checkpoint.warming import WARM_SAVES, drop
 COPY_B = 128 * 2**20
 """Of each rank: beyond every cache, and ten milliseconds."""
 TENSORS, TENSOR_B = 128, 2**20
-"""Of the state that is saved and loaded beside runs, on each rank. While others took much of the last cache, states of 1.4 GB went
-faster or slower by up to 1.3 times as much as one of a quarter of this size."""
+"""Of the state that is saved and loaded beside runs, on each rank. After a calibration in a slow spell, states of 1.4 GB were
+a tenth faster, as a rule, than one of a quarter of this size had said."""
 FILE_B = 64 * 2**20
 """Of each rank, written again and again to blocks of the disk that its file already has, as saves do, and read from there."""
 SAMPLES = 2
