@@ -2,7 +2,8 @@
 
 A device's `measured.kernels` maps a kernel's name, or its name and dtype as in "gemm:int8", to points [size, size, ..., seconds];
 a name alone is float32. `SIZES` says which sizes in which order.
-`measured.in_model` is how much longer kernels take inside a model than alone, where these points were measured, and
+`measured.in_model` is how much longer kernels take inside a model than alone, where these points were measured (except those of
+`AS_TRAINED`), and
 `measured.module_s` what the host takes to call a module of a pass forward: going back no modules are called.
 `measured.unawaited` is the share of those times that a rank takes itself, where the rest is waiting for slower ones.
 `measured.sharing` is how much longer kernels take in processes that share cores and slept before; it counts where a cluster says
@@ -45,6 +46,9 @@ KINDS = ("bits", "data", "narrowed", "causal")
 NEAREST = 3  # power of the distance by which points count
 FEWEST = 3  # points that tell how far off the others are
 
+AS_TRAINED = frozenset({"adamw"})
+"""Kernels that were measured as training runs them: after a pass, on all ranks at once, by whatever calls them."""
+
 
 def sizes_of(name: str) -> tuple[str, ...]:
     """Names of the sizes in a point of kernel `name`."""
@@ -78,7 +82,8 @@ def kernel_seconds(kernel: Kernel, device: DeviceSpec) -> float | None:
         return kernel.count * batch * _between(once, found)
     in_model, module_s = device.measured.get("in_model", 1.0), device.measured.get("module_s", 0.0)
     assert isinstance(in_model, float) and isinstance(module_s, float)
-    return kernel.count * (batch * _between(once, found) * in_model + module_s * is_module(kernel, device))
+    longer = 1.0 if kernel.name in AS_TRAINED else in_model
+    return kernel.count * (batch * _between(once, found) * longer + module_s * is_module(kernel, device))
 
 
 def is_module(kernel: Kernel, device: DeviceSpec) -> bool:

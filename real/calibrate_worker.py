@@ -84,6 +84,7 @@ def main() -> None:
             "ranks": dist.get_world_size(),
             "kernels": _kernels(0.005 if quick else 0.04, quick, folder),
         }
+        found["kernels"]["adamw"] = _optimizer(5 if quick else 40)
         found["launch_s"] = _launch()
         found["eager"] = eager(0.01 if quick else 0.03, 1 if quick else 5, PROMPTS[:1] if quick else PROMPTS)
         found["models"] = _models(0.3 if quick else 4.0, 1 if quick else WARM_UP)
@@ -142,10 +143,24 @@ def _points(at_least_s: float, quick: bool) -> Iterator[tuple[str, tuple[int, ..
             yield name, sizes, lambda a=apply, m=make: timed(forward(a, m), at_least_s)  # type: ignore[misc]
             if name not in NO_BACKWARD:
                 yield f"{name}_backward", sizes, lambda a=apply, m=make: backward_seconds(a, m, at_least_s)  # type: ignore[misc]
-    for params in ADAMW:
-        yield "adamw", (params,), lambda p=params: timed(microbench.adamw(p), at_least_s)  # type: ignore[misc]
     for elements in COPY:
         yield "copy", (elements,), lambda e=elements: timed(microbench.copy(e), at_least_s)  # type: ignore[misc]
+
+
+def _optimizer(repeats: int) -> list[Row]:
+    """Steps as training takes them: all ranks at once, which have one memory, and when a pass has used the caches since the last.
+    Sizes in turn, because memory is not as fast from one second to the next."""
+    runs = {params: microbench.adamw(params) for params in ADAMW}
+    used = torch.zeros(2, microbench.SPREAD_B // 4)
+    found: dict[int, list[float]] = {params: [] for params in ADAMW}
+    for params, run in chain.from_iterable(runs.items() for _ in range(repeats)):
+        used[0].copy_(used[1])
+        dist.barrier()
+        start = time.perf_counter()
+        run()
+        found[params].append(time.perf_counter() - start)
+    usual = {params: microbench.mean_and_spread(seconds) for params, seconds in found.items()}
+    return [((params,), mean_of_ranks(seconds), spread) for params, (seconds, spread) in usual.items()]
 
 
 def _launch() -> float:

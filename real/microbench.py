@@ -18,6 +18,8 @@ Point = tuple[int, ...]
 SPREAD_B = (
     48 * 2**20
 )  # operands are taken in turn from this much memory, so that none is in cache because it was just used
+ADAMW_TENSORS = 32
+"""About as many as three layers have."""
 
 
 def timed(run: Run, at_least_s: float) -> tuple[float, float]:
@@ -174,10 +176,18 @@ def cross_entropy(rows: int, vocab: int) -> tuple[Apply, Make]:
 
 
 def adamw(params: int) -> Run:
-    weights = [nn.Parameter(torch.randn(params // 8)) for _ in range(8)]
-    for w in weights:
-        w.grad = torch.randn_like(w)
-    return torch.optim.AdamW(weights, fused=True).step
+    """A step, after which tensors lose their gradients."""
+    weights = [nn.Parameter(torch.randn(params // ADAMW_TENSORS)) for _ in range(ADAMW_TENSORS)]
+    gradients = [torch.randn_like(w) for w in weights]
+    optimizer = torch.optim.AdamW(weights, fused=True)
+
+    def run() -> None:
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return run
 
 
 def copy(elements: int) -> Run:

@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import geometric_mean
 from typing import Any, Self
 
+from costmodels.measured import AS_TRAINED
 from costmodels.specs import DeviceSpec
 from real.launch import launch
 from simcore.cluster import Cluster
@@ -85,12 +86,14 @@ def at_pace(cluster: Cluster, slower: Slower) -> Cluster:
 def _device(device: DeviceSpec, slower: Slower) -> DeviceSpec:
     measured: dict[str, Any] = dict(device.measured)
     if "kernels" in measured:
+        tables = dict(measured["kernels"])
+        measured["kernels"] = tables | {n: _points(tables[n], slower.passes) for n in AS_TRAINED & tables.keys()}
         measured["in_model"] = measured.get("in_model", 1.0) * slower.passes
         measured["module_s"] = measured.get("module_s", 0.0) * slower.passes
     if "eager" in measured:
         own = measured["eager"]
-        tables = {ranks: _points(points, slower.steps) for ranks, points in own["all_reduce"].items()}
-        scaled = {**_eager(own, slower.steps), "all_reduce": tables}
+        sums = {ranks: _points(points, slower.steps) for ranks, points in own["all_reduce"].items()}
+        scaled = {**_eager(own, slower.steps), "all_reduce": sums}
         measured["eager"] = {**scaled, "alone": _eager(own["alone"], slower.steps)} if "alone" in own else scaled
     return replace(device, measured=measured)
 
@@ -101,4 +104,4 @@ def _eager(own: Mapping[str, Any], factor: float) -> dict[str, Any]:
 
 
 def _points(points: Sequence[Sequence[float]], factor: float) -> list[list[float]]:
-    return [[size, seconds * factor] for size, seconds in points]
+    return [[*sizes, seconds * factor] for *sizes, seconds in points]

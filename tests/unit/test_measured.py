@@ -84,6 +84,13 @@ def test_modules_are_called_forward_alone() -> None:
     assert kernel_seconds(kernel("gemm", "float32", m=64, n=64, k=64), called) == pytest.approx(2e-3)
 
 
+def test_an_optimizer_was_measured_as_training_runs_it() -> None:
+    slow = replace(DEVICE, measured={"kernels": {"adamw": [[1000, 1e-5]], "add": [[1, 1000, 1e-5]]}, "in_model": 2.0})
+    step, add = kernel("adamw", "float32", params=1000), kernel("add", "float32", rows=1, cols=1000)
+    assert kernel_seconds(step, slow) == pytest.approx(1e-5)
+    assert kernel_seconds(add, slow) == pytest.approx(2e-5)
+
+
 def test_kernels_without_a_table_of_their_own_lie_between_points_inside_models() -> None:
     found = kernel_seconds(kernel("cast", "float32", elements=3000, bits=8), INSIDE)
     assert found == pytest.approx(3e-5)

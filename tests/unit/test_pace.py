@@ -31,18 +31,20 @@ EAGER = {
     "call": [[100, 2.0]],
     "alone": {"step_s": 0.5, "products": [[1, 2.0], [8, 3.0]], "kernels": 0.75, "in_step": 1.125},
 }
+KERNELS = {"add": [[8, 8, 1.0]], "adamw": [[1000, 2.0]]}
 QUICKSTART = ROOT / "scenarios" / "quickstart.yaml"
 
 
 def changed(slower: Slower) -> DeviceSpec:
     cluster = load(QUICKSTART, (), [CATALOG]).cluster()
-    measured = {"kernels": {}, "in_model": 1.5, "module_s": 1e-4, "eager": EAGER, "spread": 0.1}
+    measured = {"kernels": KERNELS, "in_model": 1.5, "module_s": 1e-4, "eager": EAGER, "spread": 0.1}
     return at_pace(replace(cluster, devices=(replace(cluster.device(0), measured=measured),)), slower).devices[0]
 
 
 def test_whole_passes_take_as_much_longer() -> None:
     found = changed(Slower(passes=2.0))
-    assert found.measured == {"kernels": {}, "in_model": 3.0, "module_s": 2e-4, "eager": EAGER, "spread": 0.1}
+    kernels = {"add": [[8, 8, 1.0]], "adamw": [[1000, 4.0]]}
+    assert found.measured == {"kernels": kernels, "in_model": 3.0, "module_s": 2e-4, "eager": EAGER, "spread": 0.1}
 
 
 def test_seconds_of_steps_take_as_much_longer_and_shares_stay() -> None:
