@@ -3,7 +3,8 @@
 A device's `measured.kernels` maps a kernel's name, or its name and dtype as in "gemm:int8", to points [size, size, ..., seconds];
 a name alone is float32. `SIZES` says which sizes in which order.
 `measured.in_model` is how much longer kernels take inside a model than alone, where these points were measured (those of
-`AS_TRAINED` were not), and `measured.module_s` what the host takes to call a module of a pass forward: going back no modules are called.
+`AS_TRAINED` were not), and `measured.module_s` what the host takes to call a module of a pass forward: going back no modules are
+called.
 `measured.unawaited` is the share of those times that a rank takes itself, where the rest is waiting for slower ones.
 `measured.sharing` is how much longer kernels take in processes that share cores and slept before; it counts where a cluster says
 that they do.
