@@ -15,9 +15,8 @@ Run = Callable[[], object]
 Apply = Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]
 Make = Callable[[], tuple[torch.Tensor, ...]]
 Point = tuple[int, ...]
-SPREAD_B = (
-    48 * 2**20
-)  # operands are taken in turn from this much memory, so that none is in cache because it was just used
+SPREAD_B = 48 * 2**20
+"""Operands are taken in turn from this much memory, so that none is in cache because it was just used."""
 ADAMW_TENSORS = 32
 """About as many as three layers have."""
 

@@ -4,8 +4,8 @@ A virtual machine shares its cores' clock, its caches and its memory with others
 to a fifth longer, or less, ten minutes later. What a calibration measures of whole passes and decode steps is its pace, and a probe
 that does the same before and after a run says at what pace the run had to go. It knows nothing of the run.
 
-Kernels of whole passes go with `pass_s`; decode steps, sums of next to nothing and a controller's calls, all of them the host's
-time for the most part, with `step_s`. Messages between processes and stores are as they were.
+Kernels of whole passes and the optimizer go with `pass_s`; decode steps, sums of next to nothing and a controller's calls, all of
+them the host's time for the most part, with `step_s`. Messages between processes and stores are as they were.
 """
 
 import json
